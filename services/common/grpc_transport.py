@@ -1,0 +1,166 @@
+"""All gRPC servers and channels are made here: deadlines, keepalive, limits, windows, credentials.
+
+Flow-control windows are fixed (no bandwidth probing), otherwise memory grows with the fastest peer. The environment's
+http proxies are ignored: traffic inside the cluster never takes them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+
+from stafett.common.cluster import Address
+from stafett.common.errors import StartupFailed
+from stafett.common.grpc_errors import ErrorInterceptor
+
+STREAM_WINDOW_BYTES = 4 * 1024 * 1024
+MESSAGE_MAX_BYTES = 8 * 1024 * 1024
+CONTROL_DEADLINE_SECONDS = 5.0
+"""Deadline of calls that are not on a client's path; those on it set their own, shorter one."""
+
+_COMMON_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_MAX_BYTES),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+_SERVER_OPTIONS = (
+    *_COMMON_OPTIONS,
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+)
+_CHANNEL_OPTIONS = (
+    *_COMMON_OPTIONS,
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+_TRACKER_SERVICE = "stafett.api.v1.TrackerService"
+_TRACKER_UNARY = ("Locate", "ResolveTag", "ListNodes", "ListImages")
+_TRACKER_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": _TRACKER_SERVICE},
+    "methodConfig": [
+        {
+            "name": [{"service": _TRACKER_SERVICE, "method": method} for method in _TRACKER_UNARY],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.05s",
+                "maxBackoff": "0.2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of one part: who it is (certificate, key) and whom it believes (authority)."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+def new_server(
+    max_concurrent_rpcs: int | None = None,
+) -> tuple[grpc.aio.Server, health_aio.HealthServicer]:
+    """Make a server with the error interceptor and the standard health service, which serves nothing healthy yet.
+
+    Beyond `max_concurrent_rpcs` calls are refused with RESOURCE_EXHAUSTED.
+    """
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor()],
+        options=_SERVER_OPTIONS,
+        maximum_concurrent_rpcs=max_concurrent_rpcs,
+    )
+    health = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    return server, health
+
+
+def bind(server: grpc.aio.Server, address: Address, tls: TlsFiles | None, *, allow_plaintext: bool = False) -> int:
+    """Listen on address (port 0 picks a free one) and return the port.
+
+    Raises:
+        StartupFailed: if the port is taken, a certificate file is unusable, or plain text would leave the host unasked.
+    """
+    if tls is None and not allow_plaintext and not _is_loopback(address.host):
+        raise StartupFailed(
+            f"refusing plain text on {address.target()}: set the tls files, listen on 127.0.0.1, or set allow_plaintext"
+        )
+    try:
+        if tls is None:
+            port = server.add_insecure_port(address.target())
+        else:
+            port = server.add_secure_port(address.target(), _server_credentials(tls))
+    except RuntimeError as error:
+        raise StartupFailed(
+            f"cannot listen on {address.target()}: it is taken or not an address of this host; "
+            "choose another listen host or port"
+        ) from error
+    return port
+
+
+def tracker_channel(target: str, tls: TlsFiles | None) -> grpc.aio.Channel:
+    """Open a channel to the trackers, balanced round-robin over all healthy replicas of a gRPC target name.
+
+    Targets: `dns:///name:port`, `ipv4:1.2.3.4:5,6.7.8.9:5`, `ipv6:[::1]:5,...`.
+    """
+    config = ("grpc.service_config", json.dumps(_TRACKER_SERVICE_CONFIG))
+    return _channel(target, tls, [*_CHANNEL_OPTIONS, config])
+
+
+def peer_channel(address: Address, tls: TlsFiles | None) -> grpc.aio.Channel:
+    """Open a channel to one node's BlobService."""
+    return _channel(address.target(), tls, list(_CHANNEL_OPTIONS))
+
+
+def unix_channel(path: Path) -> grpc.aio.Channel:
+    """Open a channel to a unix socket, e.g. containerd's; path must be absolute (gRPC refuses relative ones)."""
+    return grpc.aio.insecure_channel(
+        f"unix://{path.absolute()}",
+        options=[*_CHANNEL_OPTIONS, ("grpc.default_authority", "localhost")],
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _channel(target: str, tls: TlsFiles | None, options: Sequence[tuple[str, int | str]]) -> grpc.aio.Channel:
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    authority, key, certificate = _read(tls)
+    credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+    return grpc.aio.secure_channel(target, credentials, options=options)
+
+
+def _server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    authority, key, certificate = _read(tls)
+    return grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+
+
+def _read(tls: TlsFiles) -> tuple[bytes, bytes, bytes]:
+    try:
+        return tls.authority.read_bytes(), tls.key.read_bytes(), tls.certificate.read_bytes()
+    except OSError as error:
+        raise StartupFailed(f"cannot read TLS file {error.filename}: {error.strerror}") from error

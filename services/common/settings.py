@@ -1,0 +1,99 @@
+"""Settings of the services: environment variables or command line options, checked together before anything starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from stafett.common.errors import StartupFailed
+from stafett.common.grpc_transport import TlsFiles
+
+
+class SettingsInvalid(StartupFailed):
+    """Settings are wrong; the message lists every wrong one."""
+
+
+class ServiceSettings(BaseSettings):
+    """What every service can be told. Subclasses set `env_prefix`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="STAFETT_")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log events that are written."
+    )
+    tls_certificate: Path | None = Field(
+        None,
+        description="PEM file with this part's certificate. Set all three tls files or none (plain text).",
+    )
+    tls_key: Path | None = Field(None, description="PEM file with the certificate's private key.")
+    tls_authority: Path | None = Field(
+        None,
+        description="PEM file with the authority that every other part's certificate must be signed by.",
+    )
+
+    allow_plaintext: bool = Field(False, description="Allow listening without TLS on other addresses than loopback.")
+
+    @model_validator(mode="after")
+    def _all_tls_files_or_none(self) -> Self:
+        files = (self.tls_certificate, self.tls_key, self.tls_authority)
+        if any(files) and not all(files):
+            raise ValueError("set all of tls_certificate, tls_key and tls_authority, or none of them")
+        return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The certificate files, or None for plain text."""
+        if self.tls_certificate and self.tls_key and self.tls_authority:
+            return TlsFiles(self.tls_certificate, self.tls_key, self.tls_authority)
+        return None
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def load(settings_type: type[S], arguments: list[str], program: str) -> S:
+    """Read settings from options (first) and environment.
+
+    `--help` among the arguments prints every setting and exits with 0.
+
+    Raises:
+        SettingsInvalid: with one line for each wrong setting, unknown variables with our prefix included.
+    """
+    problems = _unknown_variables(settings_type)
+    try:
+        settings = settings_type(
+            _cli_parse_args=arguments,  # type: ignore[call-arg]
+            _cli_prog_name=program,
+            _cli_kebab_case=True,
+            _cli_hide_none_type=True,
+            _cli_implicit_flags=True,
+        )
+    except ValidationError as error:
+        problems += [_describe(settings_type, item["loc"], item["msg"]) for item in error.errors()]
+    except SettingsError as error:
+        problems.append(str(error))
+    if problems:
+        raise SettingsInvalid("wrong settings:\n" + "\n".join(f"  {problem}" for problem in problems))
+    return settings
+
+
+def _unknown_variables(settings_type: type[ServiceSettings]) -> list[str]:
+    prefix = settings_type.model_config["env_prefix"]
+    known = {f"{prefix}{name}".upper() for name in settings_type.model_fields}
+    return [
+        f"{name}: no such setting; see --help for the names"
+        for name in sorted(os.environ)
+        if name.upper().startswith(prefix) and name.upper() not in known
+    ]
+
+
+def _describe(settings_type: type[ServiceSettings], location: tuple[int | str, ...], message: str) -> str:
+    prefix = settings_type.model_config["env_prefix"]
+    if not location:
+        return message
+    name = str(location[0])
+    return f"{prefix}{name.upper()} (--{name.replace('_', '-')}): {message}"
