@@ -1,0 +1,5 @@
+"""A whole Stafett cluster on this machine, as ordinary processes: for the demo, the tests and the benchmarks.
+
+`processes` starts and ends them, `parts` knows how each is started, `containerd` runs private containerds, `images`
+makes images, `cluster` puts a cluster together.
+"""

@@ -1,0 +1,103 @@
+"""Private containerds: own root, state and socket, nothing shared with one that the machine may run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from stafett.cli.local_cluster.parts import run
+from stafett.cli.local_cluster.processes import Process, Processes
+
+_CONFIG = """\
+version = 2
+root = "{directory}/root"
+state = "{directory}/state"
+oom_score = 0
+disabled_plugins = [{disabled}]
+[grpc]
+  address = "{directory}/containerd.sock"
+[ttrpc]
+  address = "{directory}/containerd.sock.ttrpc"
+[plugins."io.containerd.grpc.v1.cri".registry]
+  config_path = "{directory}/certs.d"
+"""
+_NOT_NEEDED = (
+    "io.containerd.internal.v1.opt",
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.zfs",
+    "io.containerd.tracing.processor.v1.otlp",
+    "io.containerd.internal.v1.tracing",
+)
+_CRI = "io.containerd.grpc.v1.cri"
+
+
+def containerd_available() -> bool:
+    """Tell whether private containerds can run here: root, and the binaries."""
+    return os.geteuid() == 0 and all(shutil.which(name) for name in ("containerd", "ctr"))
+
+
+@dataclass
+class Containerd:
+    """One private containerd below `directory` (a short path: unix sockets allow about 100 characters)."""
+
+    directory: Path
+    cri: bool = False
+    process: Process | None = None
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "containerd.sock"
+
+    @property
+    def content_root(self) -> Path:
+        return self.directory / "root" / "io.containerd.content.v1.content"
+
+    @property
+    def hosts_dir(self) -> Path:
+        """Its certs.d folder."""
+        return self.directory / "certs.d"
+
+    def start(self, processes: Processes, name: str, *, prefix: tuple[str, ...] = ()) -> Process:
+        """Start it (again) and wait until it answers."""
+        self.hosts_dir.mkdir(parents=True, exist_ok=True)
+        disabled = ", ".join(f'"{plugin}"' for plugin in (*_NOT_NEEDED, *(() if self.cri else (_CRI,))))
+        config = self.directory / "config.toml"
+        config.write_text(_CONFIG.format(directory=self.directory, disabled=disabled))
+        command: list[str | Path] = [*prefix, "containerd", "--config", config]
+        self.process = processes.start(name, command, ready=self._answers)
+        return self.process
+
+    def write_hosts(self, registry: str, gateway: str, upstream: str, tag_port_url: str) -> None:
+        """Write hosts.toml for one registry: gateway first, then upstream, then the tag port."""
+        folder = self.hosts_dir / (f"{registry.replace(':', '_')}_" if ":" in registry else registry)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hosts.toml").write_text(
+            f'server = "{tag_port_url}"\n'
+            f'[host."{gateway}"]\n  capabilities = ["pull"]\n'
+            f'[host."{upstream}"]\n  capabilities = ["pull", "resolve"]\n'
+        )
+
+    def ctr(self, *arguments: str, timeout_seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Run ctr against it, in the namespace "default" unless told otherwise."""
+        return run(["ctr", "--address", self.socket, *arguments], timeout_seconds)
+
+    def pull(self, image: str, *options: str, timeout_seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Pull through the configured hosts."""
+        return self.ctr(
+            "images", "pull", "--hosts-dir", str(self.hosts_dir), *options, image, timeout_seconds=timeout_seconds
+        )
+
+    def unmount(self) -> None:
+        """Detach mounts that an unpack may have left below its directory."""
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            target = line.split()[1]
+            if target.startswith(str(self.directory)):
+                run(["umount", "--lazy", target])
+
+    def _answers(self) -> bool:
+        return self.ctr("version", timeout_seconds=5.0).returncode == 0

@@ -1,0 +1,152 @@
+"""Child processes with logs in files, ended by pid and never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stafett.common.errors import StartupFailed
+
+READY_SECONDS = 30.0
+STOP_SECONDS = 10.0
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Find a TCP port that nobody listens on now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def accepts_connections(port: int, host: str = "127.0.0.1") -> bool:
+    """Tell whether somebody listens there."""
+    try:
+        with socket.create_connection((host, port), timeout=0.5):
+            return True
+    except OSError:
+        return False
+
+
+@dataclass
+class Process:
+    """One running child with its log file."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.popen.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process alone; harmless when it has ended."""
+        if self.alive:
+            self.popen.send_signal(number)
+
+    def stop(self, timeout_seconds: float = STOP_SECONDS) -> int:
+        """End it: SIGCONT and SIGTERM, SIGKILL when it does not go in time. Returns the exit code."""
+        self.signal(signal.SIGTERM)
+        self.signal(signal.SIGCONT)
+        try:
+            return self.popen.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            return self.kill()
+
+    def kill(self) -> int:
+        """End it by SIGKILL at once. Returns the exit code."""
+        self.signal(signal.SIGKILL)
+        return self.popen.wait()
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines of its log, for error messages."""
+        return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])
+
+
+@dataclass
+class Processes:
+    """All children of one run. A context manager: leaving it ends them, newest first."""
+
+    log_dir: Path
+    children: list[Process] = field(default_factory=list)
+
+    def start(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        *,
+        environment: Mapping[str, str] | None = None,
+        ready: Callable[[], bool] | None = None,
+    ) -> Process:
+        """Start a child in a session of its own and wait until `ready` says yes (at most 30 s).
+
+        `environment` is added to ours, from which STAFETT_* and proxy variables are removed.
+
+        Raises:
+            StartupFailed: if it ends or is not ready in time; the message holds the end of its log.
+        """
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        log = self.log_dir / f"{name}.log"
+        with log.open("ab") as output:
+            popen = subprocess.Popen(
+                [str(part) for part in command],
+                env={**_clean_environment(), **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        process = Process(name, popen, log)
+        self.children.append(process)
+        if ready is not None:
+            _wait_ready(process, ready)
+        return process
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for process in self.children:
+            process.signal(signal.SIGCONT)
+        for process in reversed(self.children):
+            process.stop()
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_seconds: float = READY_SECONDS) -> None:
+    """Poll until the condition holds.
+
+    Raises:
+        StartupFailed: naming `what` if it does not in time.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise StartupFailed(f"{what}: not within {timeout_seconds:.0f} s")
+        time.sleep(0.05)
+
+
+def _wait_ready(process: Process, ready: Callable[[], bool]) -> None:
+    with contextlib.suppress(StartupFailed):
+        wait_until(lambda: not process.alive or ready(), process.name)
+        if process.alive:
+            return
+    raise StartupFailed(f"{process.name} did not start; its log ends:\n{process.log_tail()}")
+
+
+def _clean_environment() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("STAFETT_") and not name.lower().endswith("_proxy")
+    }
