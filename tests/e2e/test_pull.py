@@ -1,0 +1,186 @@
+"""Real containerds pull; the layers come from peers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import zstandard
+
+from stafett.cli.local_cluster.cluster import Host
+from stafett.cli.local_cluster.images import DOCKER, OCI, Format, MadeImage, make_image
+from stafett.cli.local_cluster.parts import run
+from stafett.cli.local_cluster.processes import wait_until
+from stafett.common.digest import Digest
+from tests.e2e.bed import PLATFORM, TWO_PLATFORMS, Bed, digests_of
+from tests.e2e.cri import pull_image
+
+pytestmark = [
+    pytest.mark.needs_root,
+    pytest.mark.needs_program("containerd"),
+    pytest.mark.needs_program("docker-registry"),
+]
+
+ZSTD = dataclasses.replace(
+    OCI, layer="application/vnd.oci.image.layer.v1.tar+zstd", compress=zstandard.ZstdCompressor().compress
+)
+
+
+def first_from_upstream_then_from_peers(bed: Bed, repository: str, image: MadeImage) -> None:
+    first, second, third = bed.hosts
+    bed.pull(first, image.name)
+    bed.wait_held(first, digests_of(image))
+    after_first = bed.upstream.bodies(repository)
+    assert sum(access.size_bytes for access in after_first) == image.pulled_bytes(PLATFORM)
+    bed.pull(second, image.name)
+    bed.pull(third, image.name)
+    assert bed.upstream.bodies(repository) == after_first
+    for host in bed.hosts:
+        bed.assert_complete(host, image)
+
+
+@pytest.mark.parametrize(
+    ("repository", "image_format"), [("pull/oci", OCI), ("pull/docker", DOCKER), ("pull/zstd", ZSTD)]
+)
+def test_the_first_pull_goes_upstream_and_the_others_get_every_byte_from_peers(
+    bed: Bed, repository: str, image_format: Format
+) -> None:
+    image = bed.push_image(repository, image_format=image_format)
+    first_from_upstream_then_from_peers(bed, repository, image)
+
+
+def test_an_image_of_60_layers_comes_from_peers(bed: Bed) -> None:
+    image = bed.push_image("pull/sixty", {PLATFORM: [40_000] * 60})
+    first_from_upstream_then_from_peers(bed, "pull/sixty", image)
+
+
+def test_kubelets_way_of_pulling_gets_every_byte_from_peers(bed: Bed) -> None:
+    image = bed.push_image("pull/cri", seed=7)
+    first, second, _ = bed.hosts
+    pull_image(socket_of(first), image.name)
+    bed.wait_held(first, digests_of(image))
+    after_first = bed.upstream.bodies("pull/cri")
+    pull_image(socket_of(second), image.name)
+    assert bed.upstream.bodies("pull/cri") == after_first
+    bed.assert_complete(second, image)
+
+
+def test_imported_content_is_served_though_it_carries_no_distribution_labels(bed: Bed) -> None:
+    image = bed.push_image("pull/imported", seed=8)
+    first, second, _ = bed.hosts
+    assert first.containerd is not None
+    layout = bed.layouts / "pull-imported" / "1-8"
+    archive = layout.with_suffix(".tar")
+    assert run(["tar", "-cf", archive, "-C", layout, "."]).returncode == 0
+    imported = first.containerd.ctr("images", "import", "--all-platforms", str(archive))
+    assert imported.returncode == 0, imported.stderr
+    bed.wait_held(first, digests_of(image))
+    bed.pull(second, image.name)
+    assert bed.upstream.bodies("pull/imported") == []
+
+
+@pytest.mark.needs_program("skopeo")
+def test_skopeo_copies_a_whole_image_from_a_gateway(bed: Bed) -> None:
+    image = bed.push_image("pull/skopeo", seed=9)
+    first, second, _ = bed.hosts
+    bed.pull(first, image.name)
+    bed.wait_held(first, digests_of(image))
+    before = bed.upstream.bodies("pull/skopeo")
+    source = f"docker://127.0.0.1:{second.gateway_port}/reg.test/pull/skopeo@{image.manifests[PLATFORM].digest}"
+    target = bed.layouts / "skopeo-target"
+    copied = run(["skopeo", "copy", "--src-tls-verify=false", source, f"dir:{target}"])
+    assert copied.returncode == 0, copied.stderr
+    for layer in image.blobs[PLATFORM]:
+        assert (target / layer.digest.hex).stat().st_size == layer.size_bytes
+    assert bed.upstream.bodies("pull/skopeo") == before
+
+
+@pytest.mark.needs_program("skopeo")
+def test_skopeo_copies_an_empty_layer_too(own_bed: Bed) -> None:
+    own_bed.start(1)
+    (asking,) = own_bed.hosts
+    holding = own_bed.cluster.add_host("layout")
+    empty = dataclasses.replace(OCI, compress=lambda tar: b"")
+    image = make_image(holding.content_root, "reg.test/pull/empty:1", {PLATFORM: [10]}, image_format=empty)
+    own_bed.start_stafett(holding)
+    own_bed.wait_held(holding, digests_of(image))
+    source = f"docker://127.0.0.1:{asking.gateway_port}/reg.test/pull/empty@{image.index.digest}"
+    target = own_bed.layouts / "target"
+    copied = run(["skopeo", "copy", "--src-tls-verify=false", source, f"dir:{target}"])
+    assert copied.returncode == 0, copied.stderr
+    assert (target / Digest.of(b"").hex).read_bytes() == b""
+
+
+def test_a_pushed_again_tag_is_seen_at_once_while_upstream_lives(bed: Bed) -> None:
+    first, second, _ = bed.hosts
+    old = bed.push_image("pull/moving", seed=1)
+    bed.pull(first, old.name)
+    bed.wait_held(first, digests_of(old))
+    new = bed.push_image("pull/moving", seed=2)
+    bed.pull(second, new.name)
+    assert second.containerd is not None
+    listed = second.containerd.ctr("images", "ls", f"name=={new.name}").stdout
+    assert str(new.index.digest) in listed
+    bed.assert_complete(second, new)
+
+
+def test_with_upstream_stopped_an_image_is_pulled_by_tag_and_by_digest(bed: Bed) -> None:
+    image = bed.push_image("pull/offline", seed=3)
+    first, second, third = bed.hosts
+    bed.pull(first, image.name)
+    bed.wait_held(first, digests_of(image))
+    bed.upstream.stop()
+    try:
+        bed.pull(second, image.name)
+        bed.pull(third, f"reg.test/pull/offline@{image.index.digest}")
+    finally:
+        bed.upstream.start(bed.cluster.processes)
+    bed.assert_complete(second, image)
+    bed.assert_complete(third, image)
+
+
+def test_a_removed_image_is_withdrawn(bed: Bed) -> None:
+    image = bed.push_image("pull/removed", {PLATFORM: [300_000]}, seed=4)
+    first, second, _ = bed.hosts
+    bed.pull(first, image.name)
+    bed.wait_held(first, digests_of(image))
+    assert first.containerd is not None
+    assert first.containerd.ctr("images", "rm", "--sync", image.name).returncode == 0
+    layer = image.blobs[PLATFORM][1]
+    path = first.content_root / "blobs" / "sha256" / layer.digest.hex
+    wait_until(lambda: not path.exists(), "garbage collection of the layer")
+    bed.pull(second, image.name)
+    bed.assert_complete(second, image)
+
+
+def test_a_killed_tracker_replica_and_a_dead_proxy_change_nothing(own_bed: Bed) -> None:
+    dead = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+    own_bed.start(2, gateway_environment=dead)
+    first, second = own_bed.hosts
+    image = own_bed.push_image("pull/replica", TWO_PLATFORMS)
+    own_bed.pull(first, image.name)
+    own_bed.wait_held(first, digests_of(image))
+    after_first = own_bed.upstream.bodies("pull/replica")
+    own_bed.cluster.trackers[0].process.kill()
+    own_bed.pull(second, image.name)
+    assert own_bed.upstream.bodies("pull/replica") == after_first
+
+
+def test_with_all_of_stafett_stopped_the_pull_goes_upstream(own_bed: Bed) -> None:
+    own_bed.start(1)
+    (host,) = own_bed.hosts
+    image = own_bed.push_image("pull/alone")
+    stop_stafett(own_bed, host)
+    own_bed.pull(host, image.name)
+    own_bed.assert_complete(host, image)
+
+
+def stop_stafett(bed: Bed, host: Host) -> None:
+    for process in (host.gateway, host.node, *(tracker.process for tracker in bed.cluster.trackers)):
+        assert process is not None
+        process.stop()
+
+
+def socket_of(host: Host) -> str:
+    assert host.containerd is not None
+    return str(host.containerd.socket)

@@ -1,0 +1,113 @@
+"""The upstream registry of the tests: Debian's docker-registry (CNCF distribution) on loopback, with its access log."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+
+from stafett.cli.local_cluster.processes import Process, Processes, accepts_connections, free_port
+from stafett.common.blob_files import blob_path
+from stafett.common.digest import Digest
+from stafett.common.oci import Descriptor, Index, parse_manifest
+from stafett.common.reference import Reference
+
+_CONFIG = """\
+version: 0.1
+log: {{accesslog: {{disabled: false}}, level: warn}}
+storage:
+  filesystem: {{rootdirectory: "{directory}"}}
+  delete: {{enabled: true}}
+http:
+  addr: 127.0.0.1:{port}
+"""
+_ACCESS = re.compile(r'"(GET|HEAD) (/v2/\S*) HTTP/1\.1" (\d+) (\d+)')
+
+
+@dataclass(frozen=True)
+class Access:
+    """One served request of the access log."""
+
+    method: str
+    path: str
+    status: int
+    size_bytes: int
+
+
+@dataclass
+class Upstream:
+    """A registry that can be stopped and started again on its port; `registry` is the name that images use for it."""
+
+    directory: Path
+    registry: str = "reg.test"
+    port: int = field(default_factory=free_port)
+    process: Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, processes: Processes) -> None:
+        """Start it (again)."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        config = self.directory / "config.yml"
+        config.write_text(_CONFIG.format(directory=self.directory / "data", port=self.port))
+        command: list[str | Path] = ["docker-registry", "serve", config]
+        self.process = processes.start(f"upstream-{self.port}", command, ready=lambda: accepts_connections(self.port))
+
+    def stop(self) -> None:
+        """Stop it; what it stores stays."""
+        assert self.process is not None
+        self.process.stop()
+
+    def accesses(self, repository: str) -> list[Access]:
+        """Requests served below one repository so far."""
+        assert self.process is not None
+        found = _ACCESS.findall(self.process.log.read_text("utf-8", "replace"))
+        return [
+            Access(method, path.partition("?")[0], int(status), int(size))
+            for method, path, status, size in found
+            if path.startswith(f"/v2/{repository}/")
+        ]
+
+    def bodies(self, repository: str) -> list[Access]:
+        """Requests that moved content: everything but HEADs and errors."""
+        return [access for access in self.accesses(repository) if access.method == "GET" and access.status < 300]
+
+    def push(self, layout: Path, name: str, target: Descriptor) -> None:
+        """Upload an image from a layout: blobs, manifests, then the tag."""
+        reference = Reference.parse(name)
+        base = f"{self.url}/v2/{reference.repository}"
+        with httpx2.Client(trust_env=False, timeout=60) as client:
+            content = blob_path(layout, target.digest).read_bytes()
+            parsed = parse_manifest(content)
+            children = parsed.manifests if isinstance(parsed, Index) else (target,)
+            for child in children:
+                document = blob_path(layout, child.digest).read_bytes()
+                manifest = parse_manifest(document)
+                assert not isinstance(manifest, Index)
+                for blob in manifest.children:
+                    _push_blob(client, base, layout, blob.digest)
+                _push_manifest(client, base, str(child.digest), document, child.media_type)
+            _push_manifest(client, base, reference.tag, content, target.media_type)
+
+
+def _push_blob(client: httpx2.Client, base: str, layout: Path, digest: Digest) -> None:
+    if client.head(f"{base}/blobs/{digest}").status_code == 200:
+        return
+    location = client.post(f"{base}/blobs/uploads/").headers["Location"]
+    separator = "&" if "?" in location else "?"
+    answer = client.put(
+        f"{location}{separator}digest={digest}",
+        content=blob_path(layout, digest).read_bytes(),
+        headers={"Content-Type": "application/octet-stream"},
+    )
+    assert answer.status_code == 201, answer.text
+
+
+def _push_manifest(client: httpx2.Client, base: str, reference: str, content: bytes, media_type: str) -> None:
+    answer = client.put(f"{base}/manifests/{reference}", content=content, headers={"Content-Type": media_type})
+    assert answer.status_code == 201, json.dumps(answer.text)
