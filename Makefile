@@ -1,22 +1,85 @@
-# Everything a contributor types. Each target does its own set-up; see README.md.
+# Everything a contributor types. Each target does its own set-up; README.md tells the two that matter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-PROTOC = $(BIN)/python -m grpc_tools.protoc --python_out=src --mypy_out=quiet:src
-GRPC_OUT = --grpc_python_out=src --mypy_grpc_out=quiet,async_only:src
+$(READY): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Stafett needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "Python's venv module is missing, install it: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
 
-.PHONY: protos
-protos: $(VENV)/ready ## regenerate services/api from protos/
-	rm -rf services/api && mkdir -p services/api
+.PHONY: setup
+setup: $(READY) ## make the Python environment in .venv
+
+.PHONY: demo
+demo: $(READY) ## a small cluster on this machine, with a failure in it (ARGS="--json ..." passes options on)
+	@stafett demo $(ARGS)
+
+.PHONY: test
+test: lint check-protos ## lint, types, contracts, protos, and all tests that this machine can run
+	python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(READY) ## formatting, lint, types, import contracts
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports --no-cache
+	python docs/generate_configuration.py --check
+
+.PHONY: check-protos
+check-protos: $(READY) ## proto lint, breaking changes since the last release of the protocol, stubs up to date
+	buf lint
+	./protos/check-breaking.sh
+	@rm -rf .build/stubs && mkdir -p .build/stubs/stafett/api
+	@$(MAKE) -s stubs STUBS=.build/stubs
+	diff -r -x __pycache__ .build/stubs/stafett/api services/api
+
+STUBS := src
+PROTOC = python -m grpc_tools.protoc --python_out=$(STUBS) --mypy_out=quiet:$(STUBS)
+GRPC_OUT = --grpc_python_out=$(STUBS) --mypy_grpc_out=quiet,async_only:$(STUBS)
+
+.PHONY: stubs
+stubs:
 	$(PROTOC) -Iprotos protos/stafett/api/v1/types.proto
 	$(PROTOC) $(GRPC_OUT) -Iprotos protos/stafett/api/v1/tracker.proto protos/stafett/api/v1/node.proto
 	$(PROTOC) $(GRPC_OUT) -Istafett/api/containerd=protos/containerd -Istafett/api/cri=protos/cri \
 	  protos/containerd/*.proto protos/cri/*.proto
+	@find $(STUBS)/stafett/api/ -type d -exec touch {}/__init__.py \;
+
+.PHONY: protos
+protos: $(READY) ## regenerate services/api from protos/
+	rm -rf services/api && mkdir -p services/api
+	@$(MAKE) stubs
+
+.PHONY: bench
+bench: $(READY) ## a benchmark: make bench NAME=throughput
+	python -m bench $(NAME) $(ARGS)
+
+.PHONY: docs
+docs: $(READY) ## regenerate docs/configuration.md from the settings
+	python docs/generate_configuration.py
+
+.PHONY: lock
+lock: ## pin all dependencies with hashes in requirements/
+	uv export -q --all-extras --no-emit-project --no-header --no-annotate -o requirements/dev.txt
+	@rm -f uv.lock
+
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+.PHONY: deps-e2e
+deps-e2e: ## install what the end-to-end tests need (Debian packages)
+	$(SUDO) apt-get update -q
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+	  containerd docker-registry redis-server skopeo nginx-light iproute2 python3-venv

@@ -1,0 +1,34 @@
+"""What this machine can test, and a report of what it could not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+HINT = "make deps-e2e installs what is missing (Debian packages); namespaces and private containerds need root"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs root or a program that is not here."""
+    for item in items:
+        if item.get_closest_marker("needs_root") and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+        for marker in item.iter_markers("needs_program"):
+            program = marker.args[0]
+            if shutil.which(program) is None:
+                item.add_marker(pytest.mark.skip(reason=f"needs {program}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what to do about skipped tests."""
+    if terminalreporter.stats.get("skipped"):
+        terminalreporter.write_line(HINT)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where skipping is forbidden, a skipped test is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("STAFETT_REQUIRE_ALL") == "1" and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
