@@ -1,0 +1,69 @@
+"""Writes docs/configuration.md from the settings models; --check only tells whether it is up to date."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from stafett.common.settings import ServiceSettings
+from stafett.gateway.settings import GatewaySettings
+from stafett.node.settings import NodeSettings
+from stafett.tracker.settings import TrackerSettings
+
+PAGE = Path(__file__).parent / "configuration.md"
+SERVICES: dict[str, type[ServiceSettings]] = {
+    "tracker": TrackerSettings,
+    "node": NodeSettings,
+    "gateway": GatewaySettings,
+}
+INTRODUCTION = """\
+# Configuration
+
+Generated from the settings models by `make docs`; do not edit.
+
+Each setting is an environment variable or an option of the service's command (`stafett node --listen-port 7461`);
+the option wins. Lists and maps are JSON. A service that finds wrong settings lists all of them and exits with 2.
+"""
+
+
+def page() -> str:
+    """Render the whole page."""
+    return INTRODUCTION + "".join(_section(name, model) for name, model in SERVICES.items())
+
+
+def _section(name: str, model: type[ServiceSettings]) -> str:
+    prefix = str(model.model_config["env_prefix"])
+    rows = [_row(prefix, field, info) for field, info in model.model_fields.items()]
+    head = f"\n## stafett {name}\n\n| variable | default | meaning |\n|---|---|---|\n"
+    return head + "".join(rows)
+
+
+def _row(prefix: str, field: str, info: FieldInfo) -> str:
+    default = "computed" if info.default_factory else _shown(info.default)
+    meaning = (info.description or "").replace("|", "\\|")
+    return f"| `{prefix}{field.upper()}` | {default} | {meaning} |\n"
+
+
+def _shown(value: object) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    if value is None or value in ("", (), [], {}):
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def main() -> int:
+    """Write the page, or compare it."""
+    if "--check" not in sys.argv:
+        PAGE.write_text(page(), "utf-8")
+        return 0
+    if PAGE.exists() and PAGE.read_text("utf-8") == page():
+        return 0
+    print(f"{PAGE.name} is not up to date: run make docs", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
