@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+
 from stafett.common.settings import ServiceSettings
 from stafett.gateway.settings import GatewaySettings
 from stafett.node.settings import NodeSettings
