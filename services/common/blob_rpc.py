@@ -28,7 +28,7 @@ def read_frames(channel: grpc.aio.Channel) -> ReadFrames:
 
 def add_blob_service(server: grpc.aio.Server, servicer: Any) -> None:
     """Register a BlobService whose Read yields frames (`blob_codec.Frame`) instead of messages."""
-    handlers = {
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Stat": grpc.unary_unary_rpc_method_handler(
             servicer.Stat,
             request_deserializer=node_pb2.StatRequest.FromString,

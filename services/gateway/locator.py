@@ -15,7 +15,7 @@ import structlog
 
 from stafett.common.cluster import Holder
 from stafett.common.digest import Digest
-from stafett.common.errors import Unavailable
+from stafett.common.errors import StafettError
 from stafett.gateway.ports import Tracker
 
 log = structlog.get_logger()
@@ -34,16 +34,16 @@ class _Answer:
 
 
 class Locator:
-    """Finds holders. `spawn` starts the shared calls, which outlive the request that happened to start them."""
+    """Finds holders. `group` owns the shared calls, which outlive the request that happened to start them."""
 
     def __init__(
         self,
         tracker: Tracker,
-        spawn: Callable[[asyncio.Task[None]], object],
+        group: asyncio.TaskGroup,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tracker = tracker
-        self._spawn = spawn
+        self._group = group
         self._clock = clock
         self._answers: OrderedDict[Digest, _Answer] = OrderedDict()
         self._in_flight: dict[Digest, asyncio.Task[None]] = {}
@@ -59,8 +59,7 @@ class Locator:
         wanted = [digest for digest in digests if fresh or not self._is_fresh(digest)]
         missing = [digest for digest in wanted if digest not in self._in_flight]
         if missing and self.tracker_reachable:
-            task = asyncio.create_task(self._ask(missing))
-            self._spawn(task)
+            task = self._group.create_task(self._ask(missing))
             self._in_flight.update(dict.fromkeys(missing, task))
         calls = {self._in_flight[digest] for digest in wanted if digest in self._in_flight}
         if calls:
@@ -87,9 +86,9 @@ class Locator:
     async def _ask(self, digests: list[Digest]) -> None:
         try:
             located = await self._tracker.locate(digests)
-        except Unavailable as error:
+        except StafettError as error:
             self._rest_until = self._clock() + TRACKER_REST_SECONDS
-            log.warning("locate_failed", reason=error.reason)
+            log.warning("locate_failed", reason=str(error))
             return
         finally:
             for digest in digests:

@@ -80,6 +80,7 @@ class Transfer:
         self._position = span.offset
         self._end = span.offset + span.length
         self._hash = hashlib.sha256() if span.length == size_bytes else None
+        self._hashing: asyncio.Future[None] | None = None
         self._failed: set[str] = set()
         self._contributors: set[str] = set()
         self._lookups = 0
@@ -158,14 +159,22 @@ class Transfer:
             raise Unavailable(node.id, f"it states {info.size_bytes} bytes, others {self._size_bytes}")
 
     async def _account(self, piece: memoryview) -> None:
-        """Count and hash a piece before it goes out; the last one only passes with the right digest."""
+        """Count and hash a piece; the last one only passes with the right digest.
+
+        Hashing runs in a thread while the piece is already on its way (hashlib lets go of the GIL).
+        """
         assert self.served_by is not None
         self._contributors.add(self.served_by.node.id)
         self._position += len(piece)
         if self._hash is None:
             return
-        await asyncio.to_thread(self._hash.update, piece)
-        if self._position == self._end and self._hash.hexdigest() != self._digest.hex:
+        if self._hashing is not None:
+            await self._hashing
+        self._hashing = asyncio.get_running_loop().run_in_executor(None, self._hash.update, piece)
+        if self._position < self._end:
+            return
+        await self._hashing
+        if self._hash.hexdigest() != self._digest.hex:
             self._relay.quarantine.add(self._digest, self._contributors)
             log.error("wrong_bytes", digest=str(self._digest), nodes=sorted(self._contributors))
             raise CorruptContent(self._digest, ", ".join(sorted(self._contributors)))

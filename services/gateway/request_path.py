@@ -11,7 +11,7 @@ from enum import Enum
 from urllib.parse import parse_qs
 
 from stafett.common.digest import Digest
-from stafett.common.errors import NameInvalid, StafettError
+from stafett.common.errors import NameInvalid, NotServed
 from stafett.common.reference import check_registry, check_repository, check_tag
 
 
@@ -20,13 +20,6 @@ class Kind(Enum):
 
     MANIFESTS = "manifests"
     BLOBS = "blobs"
-
-
-class NotServed(StafettError):
-    """A path of the distribution API that a pull-only mirror answers with 404 (tags/list, referrers), or none at all."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(f"there is nothing at {path[:200]!r}: this mirror serves manifests and blobs")
 
 
 @dataclass(frozen=True, slots=True)
