@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 
+import grpc
 import structlog
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
@@ -58,23 +60,18 @@ async def serve(
     )
     server, health = new_server()
     tracker_pb2_grpc.add_TrackerServiceServicer_to_server(servicer, server)
-    address = Address(settings.listen_host, settings.listen_port)
-    port = bind(server, address, settings.tls, allow_plaintext=settings.allow_plaintext)
-    await server.start()
-    log.info("listening", host=settings.listen_host, port=port)
-    if listening is not None:
-        listening.set_result(port)
     housekeeping = Housekeeping(nodes, holdings, membership, settings.lease_ttl_seconds)
     loops = (
-        membership.run(),
-        renewals.run(),
-        housekeeping.scan_leases(),
-        housekeeping.forget_nodes(settings.forget_after_seconds),
-        _report_serving(health, membership),
+        membership.run,
+        renewals.run,
+        housekeeping.scan_leases,
+        partial(housekeeping.forget_nodes, settings.forget_after_seconds),
+        partial(_report_serving, health, membership),
     )
     try:
+        await _listen(server, settings, listening)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(loop) for loop in loops]
+            tasks = [group.create_task(loop()) for loop in loops]
             await stopping.wait()
             servicer.stopping = True
             await health.enter_graceful_shutdown()
@@ -84,6 +81,15 @@ async def serve(
     finally:
         await server.stop(None)
         await link.close()
+
+
+async def _listen(server: grpc.aio.Server, settings: TrackerSettings, listening: asyncio.Future[int] | None) -> None:
+    address = Address(settings.listen_host, settings.listen_port)
+    port = bind(server, address, settings.tls, allow_plaintext=settings.allow_plaintext)
+    await server.start()
+    log.info("listening", host=settings.listen_host, port=port)
+    if listening is not None:
+        listening.set_result(port)
 
 
 async def _report_serving(health: health_aio.HealthServicer, membership: Membership) -> None:

@@ -98,8 +98,8 @@ class RedisPlace:
             "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         }
         if self.master:
-            timeouts = {"socket_timeout": 0.3, "socket_connect_timeout": 0.3}
-            sentinel = Sentinel(list(self.hosts), sentinel_kwargs=timeouts)  # type: ignore[no-untyped-call]
+            quick = {"socket_timeout": 0.3, "socket_connect_timeout": 0.3, "retry": Retry(NoBackoff(), 0)}
+            sentinel = Sentinel(list(self.hosts), sentinel_kwargs=quick)  # type: ignore[no-untyped-call]
             return cast(Redis, sentinel.master_for(self.master, **options))  # type: ignore[arg-type]
         host, port = self.hosts[0]
         return Redis(host=host, port=port, ssl=self.tls, **options)  # type: ignore[arg-type]
@@ -157,6 +157,8 @@ class RedisLink:
         await self._client.aclose()
 
     async def _exchange(self, operation: Callable[[], Awaitable[object]], timeout_seconds: float) -> object:
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
         try:
             async with asyncio.timeout(timeout_seconds), self._slots:
                 reply = await operation()
@@ -164,6 +166,9 @@ class RedisLink:
             self._report_away(error)
             raise Unavailable("Redis", type(error).__name__) from error
         self._report_back()
+        if task and task.cancelling() > cancels:
+            # redis-py writes under asyncio.wait_for, which before Python 3.12 may swallow a cancellation.
+            raise asyncio.CancelledError
         return reply
 
     def _report_away(self, error: Exception) -> None:

@@ -41,12 +41,17 @@ class RunningTracker:
 
     @classmethod
     async def start(cls, redis_url: str, **changes: float) -> Self:
-        settings = {"lease_ttl_seconds": 1.5, "heartbeat_interval_seconds": INTERVAL_SECONDS, **changes}
-        chosen = TrackerSettings(listen_port=0, redis_url=redis_url, **settings)  # type: ignore[arg-type]
+        base = {"listen_port": 0, "lease_ttl_seconds": 1.5, "heartbeat_interval_seconds": INTERVAL_SECONDS}
+        chosen = TrackerSettings(redis_url=redis_url, **{**base, **changes})  # type: ignore[arg-type]
         stopping = asyncio.Event()
         listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(serve(chosen, stopping, listening))
-        task.add_done_callback(lambda _: listening.cancel())
+
+        def failed(ended: asyncio.Task[None]) -> None:
+            if not listening.done():
+                listening.set_exception(ended.exception() or RuntimeError("ended before it listened"))
+
+        task.add_done_callback(failed)
         port = await listening
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
         return cls(port, channel, stopping, task)
