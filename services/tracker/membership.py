@@ -102,6 +102,7 @@ class Membership:
             log.warning("redis_lost_its_data", remedy="nothing to do, the nodes announce themselves again")
             self._generation, self._revision = scan.generation, 0
             self._reload_at = time.monotonic() + self._refill_seconds
+            self._reset_watchers()
         elif scan.revision < self._revision:
             self._reload_at = 0.0
 
@@ -135,6 +136,9 @@ class Membership:
         self._members = dict(snapshot.members)
         self._generation, self._revision = snapshot.generation, snapshot.revision
         self.loaded.set()
+        self._reset_watchers()
+
+    def _reset_watchers(self) -> None:
         for watcher in self._watchers:
             watcher.reset()
 

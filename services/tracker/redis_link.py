@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -153,8 +153,12 @@ class RedisLink:
         return cast(list[object], await self._exchange(execute, CALL_SECONDS)) if commands else []
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, those to the Sentinels too."""
         await self._client.aclose()
+        pool = self._client.connection_pool
+        if isinstance(pool, SentinelConnectionPool):
+            for sentinel in pool.sentinel_manager.sentinels:
+                await sentinel.aclose()
 
     async def _exchange(self, operation: Callable[[], Awaitable[object]], timeout_seconds: float) -> object:
         task = asyncio.current_task()

@@ -29,9 +29,9 @@ class TrackerSettings(ServiceSettings):
     )
     forget_after_seconds: float = Field(
         3600.0,
-        ge=10,
+        ge=1,
         le=604800,
-        description="A node that has been down for so long is forgotten with all it held, 10 to 604800 seconds.",
+        description="A node that has been down for so long is forgotten with all it held, 1 to 604800 seconds.",
     )
     refresh_interval_seconds: float = Field(
         21600.0,

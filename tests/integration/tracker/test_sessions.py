@@ -174,7 +174,7 @@ async def test_a_draining_node_takes_no_new_streams_and_is_down_when_it_leaves(o
 
 
 async def test_a_node_that_stays_down_is_forgotten_with_all_it_held(valkey: ValkeyServer) -> None:
-    async with tracker(valkey.url, forget_after_seconds=10) as running:
+    async with tracker(valkey.url, forget_after_seconds=1) as running:
         await running.ready()
         session = Session(running, "n1")
         await session.register()
@@ -190,3 +190,23 @@ async def test_a_node_that_stays_down_is_forgotten_with_all_it_held(valkey: Valk
         again = Session(running, "n1")
         assert await again.register(Inventory.of([A]))
         again.cut()
+
+
+async def test_a_node_whose_index_differs_is_told_to_announce_everything(
+    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stafett.tracker.session.COMPARE_SECONDS", 0.0)
+    async with tracker(valkey.url) as running:
+        await running.ready()
+        session = Session(running, "n1")
+        await session.register()
+        await session.announce(A, B, reset=True)
+        await session.beat(Inventory.of([A, B]))
+        await session.beat()
+        await session.beat(Inventory.of([A, C]))
+        assert (await session.receive()).command.announce_all.reason == "the index differs from what the node holds"
+        await session.announce(A, C, reset=True)
+        await session.beat(Inventory.of([A, C]))
+        await session.beat()
+        assert await running.holder_ids(B) == []
+        session.cut()

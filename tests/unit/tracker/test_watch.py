@@ -103,10 +103,13 @@ async def test_a_forgotten_node_leaves_the_view() -> None:
 
 async def test_after_a_loss_of_data_the_old_view_stays_until_the_nodes_had_time_to_come_back() -> None:
     store = ScriptedStore(member("a", 1), member("gone", 1))
-    async with view(store, refill_seconds=0.3) as membership:
+    async with view(store, refill_seconds=0.3) as membership, aclosing(membership.watch()) as steps:
+        await anext(steps)
         store.current = Snapshot("g2", 1, {"a": member("a", 2)})
         membership.observe(Scan("g2", 0, 0, ()))
         assert membership.refilling
+        kept = await anext(steps)
+        assert (kept.snapshot, kept.revision, len(kept.nodes)) == (True, 0, 2)
         store.events.put_nowait(Change(1, member("a", 2), False))
         await until(lambda: membership.members["a"].node.epoch == 2)
         assert "gone" in membership.members
