@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 
 import grpc
@@ -58,20 +59,33 @@ async def serve(
         lease_ttl_seconds=settings.lease_ttl_seconds,
         heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
     )
-    server, health = new_server()
-    tracker_pb2_grpc.add_TrackerServiceServicer_to_server(servicer, server)
     housekeeping = Housekeeping(nodes, holdings, membership, settings.lease_ttl_seconds)
     loops = (
         membership.run,
         renewals.run,
         housekeeping.scan_leases,
         partial(housekeeping.forget_nodes, settings.forget_after_seconds),
-        partial(_report_serving, health, membership),
     )
+    try:
+        await _run(settings, servicer, loops, stopping, listening)
+    finally:
+        await link.close()
+
+
+async def _run(
+    settings: TrackerSettings,
+    servicer: TrackerServicer,
+    loops: Sequence[Callable[[], Coroutine[None, None, None]]],
+    stopping: asyncio.Event,
+    listening: asyncio.Future[int] | None,
+) -> None:
+    server, health = new_server()
+    tracker_pb2_grpc.add_TrackerServiceServicer_to_server(servicer, server)
     try:
         await _listen(server, settings, listening)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(loop()) for loop in loops]
+            tasks.append(group.create_task(_report_serving(health, servicer.membership)))
             await stopping.wait()
             servicer.stopping = True
             await health.enter_graceful_shutdown()
@@ -80,7 +94,6 @@ async def serve(
                 task.cancel()
     finally:
         await server.stop(None)
-        await link.close()
 
 
 async def _listen(server: grpc.aio.Server, settings: TrackerSettings, listening: asyncio.Future[int] | None) -> None:

@@ -33,7 +33,7 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
         lease_ttl_seconds: float,
         heartbeat_interval_seconds: float,
     ) -> None:
-        self._membership = membership
+        self.membership = membership
         self._lookup = lookup
         self._parts = parts
         self._lease_ttl_ms = round(lease_ttl_seconds * 1000)
@@ -88,8 +88,8 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
     async def Watch(  # noqa: N802
         self, request: tracker_pb2.WatchRequest, context: object
     ) -> AsyncIterator[tracker_pb2.WatchResponse]:
-        self._membership.require_loaded()
-        async with aclosing(self._membership.watch()) as steps:
+        self.membership.require_loaded()
+        async with aclosing(self.membership.watch()) as steps:
             async for step in steps:
                 yield _watch_response(step)
 

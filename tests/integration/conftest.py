@@ -11,7 +11,5 @@ from tests.integration.valkey import ValkeyServer
 @pytest.fixture
 async def valkey(tmp_path: Path) -> AsyncIterator[ValkeyServer]:
     """A server of the test's own."""
-    server = ValkeyServer(tmp_path)
-    await server.start()
-    yield server
-    await server.kill()
+    async with ValkeyServer(tmp_path) as server:
+        yield server

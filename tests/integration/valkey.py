@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -25,7 +26,7 @@ def free_port() -> int:
 
 
 class ValkeyServer:
-    """One server process; `kill` and `start` keep the port."""
+    """One server process; `kill` and `start` keep the port. `options` replace the usual ones, a config file first."""
 
     def __init__(self, directory: Path, *, program: str = "", options: Sequence[str] = ()) -> None:
         self.port = free_port()
@@ -34,6 +35,13 @@ class ValkeyServer:
         self._program = program or str(find_redis_server())
         self._options = options
         self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
 
     async def start(self) -> None:
         """Start the server and wait until it answers."""

@@ -158,14 +158,13 @@ async def test_a_tracker_waits_for_a_redis_that_comes_later(tmp_path: Path) -> N
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await running.locate(A)
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
-        await server.start()
-        await running.ready()
+        async with server:
+            await running.ready()
 
-        async def serving() -> bool:
-            return await health_of(running, "") == health_pb2.HealthCheckResponse.SERVING
+            async def serving() -> bool:
+                return await health_of(running, "") == health_pb2.HealthCheckResponse.SERVING
 
-        await eventually(serving)
-    await server.kill()
+            await eventually(serving)
 
 
 async def test_a_taken_port_is_told_in_one_line(valkey: ValkeyServer) -> None:
@@ -178,9 +177,8 @@ async def test_the_master_is_found_through_a_sentinel(valkey: ValkeyServer, tmp_
     config = tmp_path / "sentinel.conf"
     config.write_text(f"bind 127.0.0.1\nsentinel monitor main 127.0.0.1 {valkey.port} 1\n")
     sentinel = ValkeyServer(tmp_path, options=[str(config), "--sentinel"])
-    await sentinel.start()
     url = f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{sentinel.port}/main/0"
-    async with tracker(url) as running:
+    async with sentinel, tracker(url) as running:
         await running.ready()
         session = Session(running, "n1")
         await session.register()
@@ -191,4 +189,3 @@ async def test_the_master_is_found_through_a_sentinel(valkey: ValkeyServer, tmp_
 
         await eventually(held)
         session.cut()
-    await sentinel.kill()
