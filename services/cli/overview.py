@@ -109,9 +109,9 @@ def _ago(unix_ms: int) -> str:
 
 
 def _no_tracker(target: str, error: grpc.RpcError) -> int:
-    code = error.code().name if isinstance(error, grpc.Call) else "no connection"
+    reason = str(error).partition("\n")[0]
     print(
-        f"no tracker answers at {target} ({code}): is one running? Name it by --tracker or STAFETT_TRACKER",
+        f"no tracker answers at {target} ({reason}): is one running? Name it by --tracker or STAFETT_TRACKER",
         file=sys.stderr,
     )
     return EXIT_FAILED
