@@ -37,7 +37,8 @@ GOOD = "sha256:" + "a" * 64
         ("POST /v2/lib/app/blobs/uploads/?ns=reg.test", "Content-Length: 0", 405, "UNSUPPORTED"),
         ("DELETE /v2/lib/app/manifests/1?ns=reg.test", "", 405, "UNSUPPORTED"),
         ("PUT /v2/lib/app/manifests/1?ns=reg.test", "Content-Length: 0", 405, "UNSUPPORTED"),
-        ("BREW /v2/", "", 405, "UNSUPPORTED"),
+        ("PROPFIND /v2/", "", 405, "UNSUPPORTED"),
+        ("BREW /v2/", "", 400, None),  # not HTTP to the parser: refused below the application
     ],
 )
 def test_bad_input_gets_an_oci_error(bed: Bed, request_line: str, headers: str, status: int, code: str | None) -> None:

@@ -40,12 +40,13 @@ def first_from_upstream_then_from_peers(bed: Bed, repository: str, image: MadeIm
 
 
 @pytest.mark.parametrize(
-    ("repository", "image_format"), [("pull/oci", OCI), ("pull/docker", DOCKER), ("pull/zstd", ZSTD)]
+    ("repository", "image_format", "seed"),
+    [("pull/oci", OCI, 10), ("pull/docker", DOCKER, 11), ("pull/zstd", ZSTD, 12)],
 )
 def test_the_first_pull_goes_upstream_and_the_others_get_every_byte_from_peers(
-    bed: Bed, repository: str, image_format: Format
+    bed: Bed, repository: str, image_format: Format, seed: int
 ) -> None:
-    image = bed.push_image(repository, image_format=image_format)
+    image = bed.push_image(repository, image_format=image_format, seed=seed)
     first_from_upstream_then_from_peers(bed, repository, image)
 
 
