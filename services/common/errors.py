@@ -81,6 +81,13 @@ class Unsupported(StafettError):
         super().__init__(f"{what} is not supported: Stafett is a pull-only mirror")
 
 
+class NotServed(StafettError):
+    """No path of manifests or blobs: tags/list and referrers among others, which a mirror answers with 404."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"there is nothing at {path[:200]!r}: this mirror serves manifests and blobs")
+
+
 class Overloaded(StafettError):
     """All slots are taken: try later, or elsewhere."""
 

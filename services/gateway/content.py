@@ -1,0 +1,246 @@
+"""The pull API: manifests and blobs, by digest and by tag, out of the own store or from peers, or a 404."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import formatdate
+from fnmatch import fnmatchcase
+
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from stafett.common.digest import Digest
+from stafett.common.errors import BlobUnknown, Denied, ManifestUnknown, Overloaded, StafettError, Unsupported
+from stafett.common.oci import Index, Manifest
+from stafett.gateway.byte_range import Span, resolve_range
+from stafett.gateway.exchange import JSON, Exchange, Outcome
+from stafett.gateway.expectations import Expectations
+from stafett.gateway.manifests import Document, Manifests
+from stafett.gateway.metrics import LOCAL, SOURCE_OF_TIER, GatewayMetrics
+from stafett.gateway.oci_errors import error_body, error_response
+from stafett.gateway.own_content import OwnContent
+from stafett.gateway.relay import Relay, Transfer
+from stafett.gateway.request_path import ContentPath, Kind, parse_content_path
+from stafett.gateway.selection import agreed_size
+from stafett.gateway.tags import Port, Tags
+
+log = structlog.get_logger()
+
+BLOB_TYPE = "application/octet-stream"
+EMPTY = Digest.of(b"")
+
+
+@dataclass(frozen=True)
+class AccessRules:
+    """Which images are served."""
+
+    allow: tuple[str, ...]
+    deny: tuple[str, ...]
+    default_registry: str
+    max_requests: int
+
+    def check(self, path: ContentPath) -> None:
+        """Raises Denied: if the lists exclude the image."""
+        allowed = any(fnmatchcase(path.image, pattern) for pattern in self.allow)
+        if not allowed or any(fnmatchcase(path.image, pattern) for pattern in self.deny):
+            raise Denied(path.image)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asks: the parsed path, and the headers that matter."""
+
+    path: ContentPath
+    head: bool
+    range: str | None
+    from_containerd: bool
+
+
+class Content:
+    """An ASGI application for everything below /v2/."""
+
+    def __init__(
+        self,
+        rules: AccessRules,
+        own: OwnContent,
+        relay: Relay,
+        manifests: Manifests,
+        tags: Tags,
+        expectations: Expectations,
+        metrics: GatewayMetrics,
+        ports: Mapping[int, Port],
+    ) -> None:
+        self._rules = rules
+        self._own = own
+        self._relay = relay
+        self._manifests = manifests
+        self._tags = tags
+        self._expectations = expectations
+        self._metrics = metrics
+        self._ports = ports
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, and count how it ended."""
+        exchange = Exchange(scope["method"], receive, send)
+        self._running += 1
+        kind = "other"
+        try:
+            self._check(scope["method"])
+            if scope["raw_path"] in (b"/v2/", b"/v2"):
+                await exchange.whole(
+                    200, {"Content-Type": JSON, "Docker-Distribution-API-Version": "registry/2.0"}, b"{}"
+                )
+                return
+            request = self._parse(scope)
+            kind = request.path.kind.value
+            outcome = await self._answer(request, exchange, self._ports[scope["server"][1]])
+        except StafettError as error:
+            outcome = await _refuse(error, exchange)
+        except Exception as error:
+            log.error("request_crashed", exc_info=error)
+            outcome = Outcome.TRUNCATED
+            if not exchange.started:
+                await exchange.whole(500, {"Content-Type": JSON}, error_body("UNKNOWN", "internal error"))
+        finally:
+            self._running -= 1
+        self._metrics.count_request(kind, outcome.value)
+
+    def _check(self, method: str) -> None:
+        if method not in ("GET", "HEAD"):
+            raise Unsupported(method)
+        if self._running > self._rules.max_requests:
+            raise Overloaded("requests", self._rules.max_requests)
+
+    def _parse(self, scope: Scope) -> Request:
+        path = parse_content_path(scope["raw_path"], scope["query_string"], self._rules.default_registry)
+        self._rules.check(path)
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        agent = headers.get(b"user-agent", "")
+        return Request(path, scope["method"] == "HEAD", headers.get(b"range"), agent.startswith("containerd/"))
+
+    async def _answer(self, request: Request, exchange: Exchange, port: Port) -> Outcome:
+        if request.path.digest is None:
+            return await self._tagged_manifest(request, exchange, port)
+        if request.from_containerd:
+            self._expectations.add(request.path.digest)
+        if request.path.kind is Kind.MANIFESTS:
+            return await self._manifest(request, request.path.digest, exchange, {})
+        return await self._blob(request, request.path.digest, exchange)
+
+    async def _tagged_manifest(self, request: Request, exchange: Exchange, port: Port) -> Outcome:
+        target = await self._tags.resolve(request.path, port)
+        age = max(0, round(time.time() - target.updated_at_unix_ms / 1000))
+        updated = formatdate(target.updated_at_unix_ms / 1000, usegmt=True)
+        return await self._manifest(request, target.digest, exchange, {"Age": str(age), "Last-Modified": updated})
+
+    async def _manifest(
+        self, request: Request, digest: Digest, exchange: Exchange, extra: Mapping[str, str]
+    ) -> Outcome:
+        document = await self._manifests.get(digest)
+        await self._locate_children(request, document)
+        headers = {
+            **_headers(request.path, digest, document.parsed.media_type, document.source, document.node_id),
+            **extra,
+        }
+        await exchange.whole(200, headers, document.content)
+        if not request.head:
+            self._metrics.count_bytes(document.source, len(document.content))
+        return Outcome.HIT
+
+    async def _locate_children(self, request: Request, document: Document) -> None:
+        """Look up everything below a manifest in one call; without it, refuse clients that cannot go elsewhere."""
+        digests = [child.digest for child in document.parsed.children]
+        located = await self._relay.locator.locate(digests)
+        if request.path.namespace:
+            return
+        missing = [digest for digest in digests if not located[digest]]
+        absent = [digest for digest in missing if not await self._is_own(digest)]
+        complete = not absent if isinstance(document.parsed, Manifest) else len(absent) < len(digests)
+        if isinstance(document.parsed, Manifest | Index) and not complete:
+            raise ManifestUnknown(document.digest)
+
+    async def _is_own(self, digest: Digest) -> bool:
+        if digest == EMPTY:
+            return True
+        blob = await self._own.open(digest)
+        if blob is not None:
+            blob.close()
+        return blob is not None
+
+    async def _blob(self, request: Request, digest: Digest, exchange: Exchange) -> Outcome:
+        own = await self._own.open(digest)
+        if own is None:
+            return await self._peer_blob(request, digest, exchange)
+        try:
+            span = resolve_range(request.range, own.size_bytes)
+            status, headers = _blob_head(request.path, digest, own.size_bytes, span, LOCAL, "")
+            if request.head:
+                await exchange.finish_head(status, headers)
+                return Outcome.HIT
+            pieces = own.pieces(span)
+            first = await anext(pieces, None)
+            await exchange.start(status, headers)
+            return await exchange.stream(first, pieces, lambda size: self._metrics.count_bytes(LOCAL, size))
+        finally:
+            own.close()
+
+    async def _peer_blob(self, request: Request, digest: Digest, exchange: Exchange) -> Outcome:
+        candidates = await self._relay.candidates(digest)
+        if not candidates:
+            raise BlobUnknown(digest)
+        size = agreed_size(candidates)
+        span = resolve_range(request.range, size)
+        transfer = Transfer(self._relay, digest, size, span)
+        if request.head:
+            best = candidates[0]
+            status, headers = _blob_head(request.path, digest, size, span, SOURCE_OF_TIER[best.tier], best.node.id)
+            await exchange.finish_head(status, headers)
+            return Outcome.HIT
+        pieces = transfer.pieces()
+        try:
+            first = await transfer.first_piece(pieces)
+            server = transfer.served_by or candidates[0]
+            source = SOURCE_OF_TIER[server.tier]
+            status, headers = _blob_head(request.path, digest, size, span, source, server.node.id)
+            await exchange.start(status, headers)
+            return await exchange.stream(first, pieces, lambda length: self._count_peer_bytes(transfer, length))
+        finally:
+            await pieces.aclose()
+
+    def _count_peer_bytes(self, transfer: Transfer, size_bytes: int) -> None:
+        if transfer.served_by is not None:
+            self._metrics.count_bytes(SOURCE_OF_TIER[transfer.served_by.tier], size_bytes)
+
+
+async def _refuse(error: StafettError, exchange: Exchange) -> Outcome:
+    if exchange.started:
+        return Outcome.TRUNCATED
+    status, body = error_response(error)
+    await exchange.whole(status, {"Content-Type": JSON}, body)
+    return Outcome.MISS if status == 404 else Outcome.REFUSED
+
+
+def _headers(path: ContentPath, digest: Digest, media_type: str, source: str, node_id: str) -> dict[str, str]:
+    headers = {
+        "Content-Type": media_type,
+        "Docker-Content-Digest": str(digest),
+        "Accept-Ranges": "bytes",
+        "Stafett-Source": source,
+    }
+    if node_id:
+        headers["Stafett-Node"] = node_id
+    if path.namespace:
+        headers["OCI-Namespace"] = path.namespace
+    return headers
+
+
+def _blob_head(
+    path: ContentPath, digest: Digest, size_bytes: int, span: Span, source: str, node_id: str
+) -> tuple[int, dict[str, str]]:
+    headers = {**_headers(path, digest, BLOB_TYPE, source, node_id), "Content-Length": str(span.length)}
+    if not span.partial:
+        return 200, headers
+    return 206, {**headers, "Content-Range": span.content_range(size_bytes)}

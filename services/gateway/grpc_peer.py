@@ -1,0 +1,102 @@
+"""Nodes over gRPC: byte streams from peers, and the host's own node."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Sequence
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from stafett.api.v1 import node_pb2, node_pb2_grpc
+from stafett.common import errors
+from stafett.common.blob_codec import Frame
+from stafett.common.blob_rpc import ReadFrames, read_frames
+from stafett.common.cluster import Address, Node
+from stafett.common.digest import Digest
+from stafett.common.grpc_transport import TlsFiles, peer_channel
+
+READ_SECONDS = 4 * 3600.0
+"""Deadline of a whole stream; silence is noticed much earlier, by the relay."""
+OWN_NODE_SECONDS = 0.3
+CHANNELS_MAX = 256
+
+
+class GrpcPeers:
+    """Adapter of `ports.PeerReader`; keeps a channel to each of the peers used last."""
+
+    def __init__(self, tls: TlsFiles | None) -> None:
+        self._tls = tls
+        self._channels: OrderedDict[Address, tuple[grpc.aio.Channel, ReadFrames]] = OrderedDict()
+        self._retired: list[grpc.aio.Channel] = []
+
+    async def read(self, node: Node, digest: Digest, offset: int, length: int) -> AsyncGenerator[Frame, None]:
+        """See `ports.PeerReader`."""
+        request = node_pb2.ReadRequest(digest=str(digest), offset=offset, length=length)
+        call = self._method(node.address)(request, timeout=READ_SECONDS)
+        try:
+            async for frame in call:
+                yield frame
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error, node.id, digest) from error
+        except (DecodeError, ValueError, IndexError) as error:
+            raise errors.Unavailable(node.id, "it sent a frame that cannot be read") from error
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        """Close all channels."""
+        for channel in [*self._retired, *(channel for channel, _ in self._channels.values())]:
+            await channel.close()
+
+    def _method(self, address: Address) -> ReadFrames:
+        if address not in self._channels:
+            channel = peer_channel(address, self._tls)
+            self._channels[address] = (channel, read_frames(channel))
+            if len(self._channels) > CHANNELS_MAX:
+                self._retired.append(self._channels.popitem(last=False)[1][0])
+        self._channels.move_to_end(address)
+        return self._channels[address][1]
+
+
+class OwnNode:
+    """The node of the gateway's host."""
+
+    def __init__(self, address: Address, tls: TlsFiles | None) -> None:
+        self._channel = peer_channel(address, tls)
+        self._stub = node_pb2_grpc.BlobServiceStub(self._channel)
+        self.reachable = False
+
+    async def size_of(self, digest: Digest) -> int | None:
+        """Tell the size of a complete blob on this host; None if it is not there, or the node is away."""
+        try:
+            answer = await self._stub.Stat(node_pb2.StatRequest(digest=str(digest)), timeout=OWN_NODE_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            self.reachable = error.code() is grpc.StatusCode.NOT_FOUND
+            return None
+        self.reachable = True
+        return answer.info.size_bytes if answer.info.complete else None
+
+    async def expect(self, digests: Sequence[Digest]) -> None:
+        """Tell the node what its host is pulling. Raises Unavailable: if it is away."""
+        request = node_pb2.ExpectBlobsRequest(digests=[str(digest) for digest in digests])
+        try:
+            await self._stub.ExpectBlobs(request, timeout=OWN_NODE_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise errors.Unavailable("own node", error.code().name) from error
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+
+def _translated(error: grpc.aio.AioRpcError, node_id: str, digest: Digest) -> errors.StafettError:
+    match error.code():
+        case grpc.StatusCode.NOT_FOUND:
+            return errors.BlobUnknown(digest)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return errors.Overloaded(f"streams of {node_id}", 0)
+        case grpc.StatusCode.OUT_OF_RANGE:
+            return errors.RangeUnsatisfiable(0)
+        case code:
+            return errors.Unavailable(node_id, code.name)

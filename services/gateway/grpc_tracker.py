@@ -1,0 +1,111 @@
+"""The trackers over gRPC: short calls for requests, one long Watch for node states."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+import grpc
+import structlog
+
+from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
+from stafett.common import wire
+from stafett.common.backoff import backoff_seconds
+from stafett.common.cluster import Holder, Node
+from stafett.common.digest import Digest
+from stafett.common.errors import DigestInvalid, ManifestUnknown, Unavailable
+from stafett.gateway.ports import TagTarget
+from stafett.gateway.selection import Asking
+
+log = structlog.get_logger()
+
+CALL_SECONDS = 0.25
+CALL_TRIES = 2
+"""A frozen replica costs one try: round robin sends the next one elsewhere."""
+WATCH_SECONDS = 3600.0
+_DIGESTS_MAX = 1000
+
+
+class GrpcTracker:
+    """Adapter of `ports.Tracker`, and the feed of node states."""
+
+    def __init__(self, channel: grpc.aio.Channel, asking: Asking) -> None:
+        self._stub = tracker_pb2_grpc.TrackerServiceStub(channel)
+        self._asking = asking
+
+    async def locate(self, digests: Sequence[Digest]) -> Mapping[Digest, tuple[Holder, ...]]:
+        """See `ports.Tracker`."""
+        found: dict[Digest, tuple[Holder, ...]] = {}
+        for start in range(0, len(digests), _DIGESTS_MAX):
+            request = tracker_pb2.LocateRequest(
+                digests=[str(digest) for digest in digests[start : start + _DIGESTS_MAX]],
+                node_id=self._asking.node_id,
+                topology=wire.topology_to_wire(self._asking.topology),
+            )
+            found |= wire.located_from_wire(await self._locate_once(request))
+        return found
+
+    async def _locate_once(self, request: tracker_pb2.LocateRequest) -> tracker_pb2.LocateResponse:
+        for tries_left in reversed(range(CALL_TRIES)):
+            try:
+                return await self._stub.Locate(request, timeout=CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                _raise_unless_retriable(error, tries_left)
+        raise AssertionError("the last try returns or raises")
+
+    async def resolve_tag(self, name: str) -> TagTarget:
+        """See `ports.Tracker`."""
+        request = tracker_pb2.ResolveTagRequest(name=name)
+        for tries_left in reversed(range(CALL_TRIES)):
+            try:
+                answer = await self._stub.ResolveTag(request, timeout=CALL_SECONDS)
+                return TagTarget(
+                    Digest.parse(answer.target_digest),
+                    answer.target_media_type,
+                    answer.target_size_bytes,
+                    answer.updated_at_unix_ms,
+                )
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    raise ManifestUnknown(name) from error
+                _raise_unless_retriable(error, tries_left)
+            except DigestInvalid as error:
+                raise ManifestUnknown(name) from error
+        raise AssertionError("the last try returns or raises")
+
+    async def watch(self, nodes: dict[str, Node]) -> NoReturn:
+        """Keep `nodes` at what the trackers believe, for ever; while none answers it stays as it is."""
+        rng = random.Random()
+        attempt = 0
+        while True:
+            call = self._stub.Watch(tracker_pb2.WatchRequest(), timeout=WATCH_SECONDS)
+            try:
+                async for response in call:
+                    attempt = 0
+                    _apply(response, nodes)
+            except grpc.aio.AioRpcError as error:
+                log.info("watch_ended", status=error.code().name)
+            finally:
+                call.cancel()
+            await asyncio.sleep(backoff_seconds(attempt, cap=2.0, rng=rng))
+            attempt += 1
+
+
+def _apply(response: tracker_pb2.WatchResponse, nodes: dict[str, Node]) -> None:
+    if response.HasField("snapshot"):
+        snapshot = {message.id: wire.node_from_wire(message) for message in response.snapshot.nodes}
+        nodes.clear()
+        nodes.update(snapshot)
+    elif response.HasField("changed"):
+        node = wire.node_from_wire(response.changed)
+        known = nodes.get(node.id)
+        if known is None or node.rank >= known.rank:
+            nodes[node.id] = node
+
+
+def _raise_unless_retriable(error: grpc.aio.AioRpcError, tries_left: int) -> None:
+    retriable = error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+    if not retriable or tries_left == 0:
+        raise Unavailable("tracker", error.code().name) from error

@@ -1,0 +1,54 @@
+"""What the gateway counts. Labels are few and fixed: no digest, no peer."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+
+from stafett.common.topology import Tier
+
+LOCAL = "local"
+SOURCE_OF_TIER = {
+    Tier.HOST: LOCAL,
+    Tier.RACK: "peer_rack",
+    Tier.ZONE: "peer_zone",
+    Tier.REGION: "peer_region",
+    Tier.WORLD: "peer_world",
+}
+
+
+class GatewayMetrics:
+    """Counters of one gateway, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "stafett_gateway_requests",
+            "Requests by kind and by how they ended when the last byte was sent.",
+            ["kind", "outcome"],
+            registry=self._registry,
+        )
+        self._bytes = Counter(
+            "stafett_gateway_bytes", "Content bytes sent to clients, by source.", ["source"], registry=self._registry
+        )
+        self._failovers = Counter(
+            "stafett_gateway_failovers",
+            "Holders left for the next one, by reason.",
+            ["reason"],
+            registry=self._registry,
+        )
+
+    def count_request(self, kind: str, outcome: str) -> None:
+        """Count one ended request; outcome is hit, miss, truncated, client_gone, refused or crashed."""
+        self._requests.labels(kind, outcome).inc()
+
+    def count_bytes(self, source: str, size_bytes: int) -> None:
+        """Count bytes sent."""
+        self._bytes.labels(source).inc(size_bytes)
+
+    def count_failover(self, reason: str) -> None:
+        """Count one holder left."""
+        self._failovers.labels(reason).inc()
+
+    def render(self) -> bytes:
+        """Render the Prometheus text format."""
+        return generate_latest(self._registry)

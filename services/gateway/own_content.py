@@ -1,0 +1,75 @@
+"""What the host's own store has, for clients other than its containerd (which never asks for what it has)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from concurrent.futures import Executor
+from contextlib import aclosing
+from pathlib import Path
+
+from stafett.common.blob_files import BlobFile
+from stafett.common.cluster import Address, Node
+from stafett.common.digest import Digest
+from stafett.common.errors import BlobUnknown
+from stafett.gateway.byte_range import Span
+from stafett.gateway.grpc_peer import OwnNode
+from stafett.gateway.ports import PeerReader
+
+
+class OwnBlob:
+    """A blob of this host, read from its file, or through the node where the store is not mounted."""
+
+    def __init__(self, digest: Digest, size_bytes: int, file: BlobFile | None, node: Node, reader: PeerReader) -> None:
+        self.size_bytes = size_bytes
+        self._digest = digest
+        self._file = file
+        self._node = node
+        self._reader = reader
+
+    async def pieces(self, span: Span) -> AsyncGenerator[memoryview, None]:
+        """Yield the bytes in pieces of at most 1 MiB."""
+        if self._file is not None:
+            async for chunk in self._file.chunks(span.offset, span.length):
+                yield memoryview(chunk)
+        elif span.length:
+            async with aclosing(self._reader.read(self._node, self._digest, span.offset, span.length)) as frames:
+                async for frame in frames:
+                    if isinstance(frame, bytes | memoryview):
+                        yield memoryview(frame)
+
+    def close(self) -> None:
+        """Close the file; must be called once."""
+        if self._file is not None:
+            self._file.close()
+
+
+class OwnContent:
+    """Finds blobs of this host. The node says what may be served: files alone know no namespaces."""
+
+    def __init__(
+        self,
+        node: OwnNode,
+        node_id: str,
+        address: Address,
+        content_root: Path | None,
+        reader: PeerReader,
+        disk: Executor,
+    ) -> None:
+        self._own_node = node
+        self._node = Node(node_id, 0, address)
+        self._root = content_root
+        self._reader = reader
+        self._disk = disk
+
+    async def open(self, digest: Digest) -> OwnBlob | None:
+        """Open a blob, or None where this host has not got it, or cannot read it."""
+        size = await self._own_node.size_of(digest)
+        if size is None:
+            return None
+        if self._root is None:
+            return OwnBlob(digest, size, None, self._node, self._reader)
+        try:
+            file = BlobFile.open(self._root, digest, self._disk)
+        except (BlobUnknown, OSError):
+            return None
+        return OwnBlob(digest, file.size_bytes, file, self._node, self._reader)

@@ -1,0 +1,96 @@
+"""What a gateway can be told."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from stafett.common.cluster import Address, check_node_id
+from stafett.common.errors import RequestInvalid
+from stafett.common.settings import ServiceSettings
+from stafett.common.topology import Topology
+
+
+class GatewaySettings(ServiceSettings):
+    """Settings of `stafett gateway`, from STAFETT_GATEWAY_* or options."""
+
+    model_config = SettingsConfigDict(env_prefix="STAFETT_GATEWAY_")
+
+    listen_port: int = Field(7462, ge=0, le=65535, description="Mirror port on loopback; 0 picks a free one.")
+    tag_port: int = Field(
+        7463, ge=0, le=65535, description="Port that also answers tags, while upstream is dead; 0 picks a free one."
+    )
+    tracker: str = Field(
+        "ipv4:127.0.0.1:7460",
+        min_length=1,
+        description="gRPC target of the trackers: dns:///name:port, or ipv4:addr:port,addr:port.",
+    )
+    node_id: str = Field(default_factory=socket.gethostname, description="Name of this host's node.")
+    node_target: str = Field("127.0.0.1:7461", description="host:port of this host's node.")
+    content_root: str = Field(
+        "", description="Folder above blobs/sha256 of this host's store; empty reads own content through the node."
+    )
+    region: str = Field("", description="Region of this host; may be empty.")
+    zone: str = Field("", description="Zone of this host inside the region; may be empty.")
+    rack: str = Field("", description="Rack of this host inside the zone; may be empty.")
+    default_registry: str = Field(
+        "docker.io", description="Registry meant by clients that name none, neither by ns= nor in the path."
+    )
+    tags: Literal["upstream", "peers"] = Field(
+        "upstream", description="Who answers tags on the mirror port: nobody (upstream does), or what peers hold."
+    )
+    allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("*",), description='Patterns of served "registry/repository" names, comma separated.'
+    )
+    deny: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description='Patterns of "registry/repository" names that are never served, comma separated.'
+    )
+    upstream_urls: dict[str, str] = Field(
+        default_factory=dict,
+        description='JSON map from registry to base URL, where it is not "https://<registry>"; used by the tag port.',
+    )
+    upstream_proxy: str = Field("", description="HTTP proxy URL for asking whether upstream lives; empty: none.")
+    stall_timeout_seconds: float = Field(
+        1.0, ge=0.1, le=60, description="Seconds of silence after which a holder is left for the next one."
+    )
+    max_requests: int = Field(1024, ge=1, le=65536, description="Requests served at once; more get 503.")
+    stop_grace_seconds: int = Field(
+        20, ge=0, le=600, description="Seconds that running responses get to finish after SIGTERM."
+    )
+
+    @field_validator("allow", "deny", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("node_id")
+    @classmethod
+    def _node_id(cls, value: str) -> str:
+        try:
+            return check_node_id(value)
+        except RequestInvalid as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("node_target")
+    @classmethod
+    def _node_target(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ValueError("must be host:port")
+        return value
+
+    @property
+    def topology(self) -> Topology:
+        """Where this host stands."""
+        return Topology(self.region, self.zone, self.rack)
+
+    @property
+    def node_address(self) -> Address:
+        """Address of this host's node."""
+        host, _, port = self.node_target.rpartition(":")
+        return Address(host.strip("[]"), int(port))

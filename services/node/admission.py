@@ -1,0 +1,75 @@
+"""How many streams at once, and how fast. The bucket is pure; `Throttle` adds clock and sleep."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from stafett.common.errors import Draining, Overloaded
+
+
+@dataclass
+class StreamSlots:
+    """A fixed number of places for streams, none while draining."""
+
+    limit: int
+    taken: int = 0
+    draining: bool = False
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while no stream runs."""
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Hold a place.
+
+        Raises:
+            Overloaded: if all are taken. Draining: if the node is about to leave.
+        """
+        if self.draining:
+            raise Draining
+        if self.taken >= self.limit:
+            raise Overloaded("streams", self.limit)
+        self.taken += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self.taken -= 1
+            if self.taken == 0:
+                self.idle.set()
+
+
+@dataclass
+class TokenBucket:
+    """Lets `rate` bytes per second pass, and a burst of `capacity` bytes after a rest."""
+
+    rate: float
+    capacity: float
+    tokens: float
+    filled_at: float
+
+    def take(self, size_bytes: int, now: float) -> float:
+        """Take tokens, on credit if need be; return the seconds to wait before sending."""
+        self.tokens = min(self.capacity, self.tokens + (now - self.filled_at) * self.rate)
+        self.filled_at = now
+        self.tokens -= size_bytes
+        return max(0.0, -self.tokens / self.rate)
+
+
+class Throttle:
+    """An upload limit shared by all streams; 0 means none."""
+
+    def __init__(self, bytes_per_second: int) -> None:
+        burst = bytes_per_second / 10
+        self._bucket = TokenBucket(bytes_per_second, burst, burst, time.monotonic()) if bytes_per_second else None
+
+    async def pass_(self, size_bytes: int) -> None:
+        """Wait until so many bytes may be sent."""
+        if self._bucket is not None and (seconds := self._bucket.take(size_bytes, time.monotonic())) > 0:
+            await asyncio.sleep(seconds)

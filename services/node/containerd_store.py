@@ -1,0 +1,191 @@
+"""containerd as a content store: metadata and events over its API, bytes from its files where they are mounted.
+
+Works with 1.6 and 2.x alike. Events are hints only: garbage collection is silent on every version, committed content is
+before 2.1, and there is no replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+
+import grpc
+
+from stafett.api.containerd import (
+    content_pb2,
+    content_pb2_grpc,
+    events_pb2,
+    events_pb2_grpc,
+    images_pb2,
+    images_pb2_grpc,
+    namespaces_pb2,
+    namespaces_pb2_grpc,
+)
+from stafett.common.blob_codec import CHUNK_BYTES
+from stafett.common.blob_files import BlobFile, blob_path
+from stafett.common.digest import Digest
+from stafett.common.errors import BlobUnknown, DigestInvalid, Unavailable
+from stafett.common.grpc_transport import CONTROL_DEADLINE_SECONDS, unix_channel
+from stafett.common.oci import Descriptor
+from stafett.node.ports import BlobReader, StoredImage
+
+LIST_SECONDS = 60.0
+STREAM_SECONDS = 4 * 3600.0
+_EVENT_FILTERS = ('topic~="^/images/"', 'topic~="^/content/"')
+
+
+class ContainerdStore:
+    """Adapter of `ports.ContentStore` for all namespaces, or the given ones."""
+
+    def __init__(self, socket: Path, namespaces: Sequence[str], content_root: Path | None, disk: Executor) -> None:
+        self._socket = socket
+        self._only = tuple(namespaces)
+        self._root = content_root
+        self._disk = disk
+        self._channel = unix_channel(socket)
+        self._content = content_pb2_grpc.ContentStub(self._channel)
+        self._images = images_pb2_grpc.ImagesStub(self._channel)
+        self._events = events_pb2_grpc.EventsStub(self._channel)
+        self._namespaces = namespaces_pb2_grpc.NamespacesStub(self._channel)
+
+    async def list_blobs(self) -> Mapping[Digest, int]:
+        """See `ports.ContentStore`."""
+        found: dict[Digest, int] = {}
+        for namespace in await self._list_namespaces():
+            call = self._content.List(content_pb2.ListContentRequest(), metadata=_in(namespace), timeout=LIST_SECONDS)
+            try:
+                async for batch in call:
+                    for info in batch.info:
+                        if digest := _supported(info.digest):
+                            found[digest] = info.size
+            except grpc.aio.AioRpcError as error:
+                raise self._away(error) from error
+            finally:
+                call.cancel()
+        return found
+
+    async def list_images(self) -> Sequence[StoredImage]:
+        """See `ports.ContentStore`."""
+        images: list[StoredImage] = []
+        for namespace in await self._list_namespaces():
+            try:
+                answer = await self._images.List(
+                    images_pb2.ListImagesRequest(), metadata=_in(namespace), timeout=LIST_SECONDS
+                )
+            except grpc.aio.AioRpcError as error:
+                raise self._away(error) from error
+            images += [stored for image in answer.images if (stored := _image(image))]
+        return images
+
+    async def changes(self) -> AsyncGenerator[None, None]:
+        """See `ports.ContentStore`; subscribes first, so that nothing falls between a listing and the events."""
+        call = self._events.Subscribe(events_pb2.SubscribeRequest(filters=_EVENT_FILTERS), timeout=STREAM_SECONDS)
+        try:
+            await asyncio.wait_for(call.wait_for_connection(), CONTROL_DEADLINE_SECONDS)
+            yield
+            async for _ in call:
+                yield
+        except grpc.aio.AioRpcError as error:
+            raise self._away(error) from error
+        except TimeoutError as error:
+            raise Unavailable(f"containerd at {self._socket}", "no answer") from error
+        finally:
+            call.cancel()
+
+    async def size_of(self, digest: Digest) -> int | None:
+        """See `ports.ContentStore`."""
+        if self._root is not None and not blob_path(self._root, digest).exists():
+            return None
+        found = await self._find(digest)
+        return found[1] if found else None
+
+    async def open(self, digest: Digest) -> BlobReader:
+        """See `ports.ContentStore`."""
+        if self._root is not None:
+            return BlobFile.open(self._root, digest, self._disk)
+        found = await self._find(digest)
+        if found is None:
+            raise BlobUnknown(digest)
+        return _ApiReader(self._content, found[0], digest, found[1])
+
+    async def close(self) -> None:
+        """See `ports.ContentStore`."""
+        await self._channel.close()
+
+    async def _find(self, digest: Digest) -> tuple[str, int] | None:
+        """Tell a namespace that has the blob, and its size."""
+        request = content_pb2.InfoRequest(digest=str(digest))
+        for namespace in await self._list_namespaces():
+            try:
+                answer = await self._content.Info(request, metadata=_in(namespace), timeout=CONTROL_DEADLINE_SECONDS)
+                return namespace, answer.info.size
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise self._away(error) from error
+        return None
+
+    async def _list_namespaces(self) -> Sequence[str]:
+        if self._only:
+            return self._only
+        request = namespaces_pb2.ListNamespacesRequest()
+        try:
+            answer = await self._namespaces.List(request, timeout=CONTROL_DEADLINE_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise self._away(error) from error
+        return [namespace.name for namespace in answer.namespaces]
+
+    def _away(self, error: grpc.aio.AioRpcError) -> Unavailable:
+        return Unavailable(f"containerd at {self._socket}", f"{error.code().name}: {error.details()}")
+
+
+class _ApiReader:
+    """A blob read through containerd's API, where its files are not mounted."""
+
+    def __init__(
+        self, content: content_pb2_grpc.ContentAsyncStub, namespace: str, digest: Digest, size_bytes: int
+    ) -> None:
+        self._content = content
+        self._namespace = namespace
+        self._digest = digest
+        self.size_bytes = size_bytes
+
+    async def chunks(self, offset: int, length: int) -> AsyncIterator[bytes]:
+        """See `ports.BlobReader`."""
+        if length == 0:
+            return
+        request = content_pb2.ReadContentRequest(digest=str(self._digest), offset=offset, size=length)
+        call = self._content.Read(request, metadata=_in(self._namespace), timeout=STREAM_SECONDS)
+        try:
+            async for piece in call:
+                for start in range(0, len(piece.data), CHUNK_BYTES):
+                    yield piece.data[start : start + CHUNK_BYTES]
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise BlobUnknown(self._digest) from error
+            raise Unavailable("containerd", error.code().name) from error
+        finally:
+            call.cancel()
+
+    def close(self) -> None:
+        """See `ports.BlobReader`."""
+
+
+def _in(namespace: str) -> tuple[tuple[str, str], ...]:
+    return (("containerd-namespace", namespace),)
+
+
+def _supported(text: str) -> Digest | None:
+    try:
+        return Digest.parse(text)
+    except DigestInvalid:
+        return None
+
+
+def _image(image: images_pb2.Image) -> StoredImage | None:
+    digest = _supported(image.target.digest)
+    if digest is None:
+        return None
+    target = Descriptor(image.target.media_type, digest, image.target.size)
+    return StoredImage(image.name, target, image.updated_at.ToMilliseconds())

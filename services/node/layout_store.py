@@ -1,0 +1,103 @@
+"""An OCI image layout directory as a content store: for demos, laptops and tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from stafett.common.blob_files import BlobFile, blob_path
+from stafett.common.digest import Digest
+from stafett.common.errors import DigestInvalid, Unavailable
+from stafett.common.oci_layout import read_images
+from stafett.node.ports import BlobReader, StoredImage
+
+log = structlog.get_logger()
+
+POLL_SECONDS = 0.5
+T = TypeVar("T")
+
+
+class LayoutStore:
+    """Adapter of `ports.ContentStore`. What is damaged is skipped, and reported when it is first seen."""
+
+    def __init__(self, root: Path, disk: Executor) -> None:
+        self._root = root
+        self._disk = disk
+        self._reported: set[str] = set()
+
+    async def list_blobs(self) -> Mapping[Digest, int]:
+        """See `ports.ContentStore`."""
+        return await self._on_disk(self._list_blobs)
+
+    async def list_images(self) -> Sequence[StoredImage]:
+        """See `ports.ContentStore`."""
+        return await self._on_disk(self._list_images)
+
+    async def changes(self) -> AsyncGenerator[None, None]:
+        """See `ports.ContentStore`; looks at modification times twice a second."""
+        seen: tuple[int, ...] = ()
+        while True:
+            now = await self._on_disk(self._stamps)
+            if now != seen:
+                seen = now
+                yield
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def size_of(self, digest: Digest) -> int | None:
+        """See `ports.ContentStore`."""
+        try:
+            return blob_path(self._root, digest).stat().st_size
+        except OSError:
+            return None
+
+    async def open(self, digest: Digest) -> BlobReader:
+        """See `ports.ContentStore`."""
+        return BlobFile.open(self._root, digest, self._disk)
+
+    async def close(self) -> None:
+        """See `ports.ContentStore`."""
+
+    async def _on_disk(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+    def _stamps(self) -> tuple[int, ...]:
+        paths = (self._root / "index.json", self._root / "blobs" / "sha256")
+        return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
+
+    def _list_blobs(self) -> dict[Digest, int]:
+        found: dict[Digest, int] = {}
+        try:
+            with os.scandir(self._root / "blobs" / "sha256") as entries:
+                for entry in entries:
+                    self._add_entry(entry, found)
+        except OSError as error:
+            raise Unavailable(f"layout {self._root}", error.strerror or "unreadable") from error
+        return found
+
+    def _add_entry(self, entry: os.DirEntry[str], found: dict[Digest, int]) -> None:
+        try:
+            found[Digest(entry.name)] = entry.stat().st_size
+        except DigestInvalid:
+            self._report(f"{entry.name[:80]} in blobs/sha256 is not named by a digest")
+        except OSError as error:
+            self._report(f"{entry.name} cannot be read: {error.strerror}")
+
+    def _list_images(self) -> list[StoredImage]:
+        try:
+            images, problems = read_images(self._root)
+        except (OSError, ValueError) as error:
+            images, problems = (), (f"index.json cannot be read: {error}",)
+        for problem in problems:
+            self._report(problem)
+        return [StoredImage(image.name, image.target, image.updated_at_unix_ms) for image in images]
+
+    def _report(self, problem: str) -> None:
+        if problem not in self._reported:
+            self._reported.add(problem)
+            log.warning("layout_damaged", layout=str(self._root), problem=problem)

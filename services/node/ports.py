@@ -1,0 +1,64 @@
+"""What the node needs from a content store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from stafett.common.digest import Digest
+from stafett.common.oci import Descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image record: its name as the store has it, what it points to, when it last changed (Unix ms)."""
+
+    name: str
+    target: Descriptor
+    updated_at_unix_ms: int
+
+
+class BlobReader(Protocol):
+    """An open blob; stays readable when the store drops it."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Full size of the blob."""
+        ...
+
+    def chunks(self, offset: int, length: int) -> AsyncIterator[bytes]:
+        """Yield `length` bytes from `offset` in pieces of at most 1 MiB."""
+        ...
+
+    def close(self) -> None:
+        """Free what is open; harmless when done twice."""
+        ...
+
+
+class ContentStore(Protocol):
+    """Where a host keeps its content. All methods raise Unavailable while the store does not answer."""
+
+    async def list_blobs(self) -> Mapping[Digest, int]:
+        """List all complete blobs that may be served, with their sizes in bytes."""
+        ...
+
+    async def list_images(self) -> Sequence[StoredImage]:
+        """List image records."""
+        ...
+
+    def changes(self) -> AsyncGenerator[None, None]:
+        """Yield whenever something may have changed, and once at each (re)connection; ends when the store goes away."""
+        ...
+
+    async def size_of(self, digest: Digest) -> int | None:
+        """Tell the size of a complete blob that may be served, None if there is none."""
+        ...
+
+    async def open(self, digest: Digest) -> BlobReader:
+        """Open a blob. Raises BlobUnknown: if it is not there; OSError: if it cannot be read."""
+        ...
+
+    async def close(self) -> None:
+        """Free connections."""
+        ...

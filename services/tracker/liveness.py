@@ -1,0 +1,73 @@
+"""Decides what the cluster believes of a node: the only place where states follow from events.
+
+Pure: no clock, no Redis. Redis applies `moves` atomically, so every replica decides alike and each change is made once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from stafett.common.cluster import NodeState
+
+ABSENT = "absent"
+"""State of a node that nobody has heard of, as the scripts call it."""
+LAG_MAX_SECONDS = 0.2
+
+
+class Event(Enum):
+    """What can happen to a node; the value is the reason shown to people."""
+
+    STARTED = "registered"
+    RESUMED = "session resumed"
+    DRAIN_ANNOUNCED = "draining, as it announced"
+    DRAIN_REVOKED = "draining revoked"
+    LEASE_EXPIRED = "lease expired"
+    LEFT = "left after draining"
+
+
+_TAKES_STREAMS = NodeState.READY
+_MOVES: dict[Event, dict[NodeState | None, NodeState]] = {
+    Event.STARTED: dict.fromkeys((None, *NodeState), _TAKES_STREAMS),
+    Event.RESUMED: {
+        None: _TAKES_STREAMS,
+        NodeState.READY: _TAKES_STREAMS,
+        NodeState.SUSPECT: _TAKES_STREAMS,
+        NodeState.DOWN: _TAKES_STREAMS,
+        NodeState.DRAINING: NodeState.DRAINING,
+    },
+    Event.DRAIN_ANNOUNCED: {NodeState.READY: NodeState.DRAINING, NodeState.SUSPECT: NodeState.DRAINING},
+    Event.DRAIN_REVOKED: {NodeState.DRAINING: NodeState.READY},
+    Event.LEASE_EXPIRED: dict.fromkeys((NodeState.READY, NodeState.SUSPECT, NodeState.DRAINING), NodeState.DOWN),
+    Event.LEFT: dict.fromkeys((NodeState.READY, NodeState.SUSPECT, NodeState.DRAINING), NodeState.DOWN),
+}
+
+
+def after(state: NodeState | None, event: Event) -> NodeState | None:
+    """Tell the state that an event leads to; None is a node that nobody has heard of."""
+    return _MOVES[event].get(state, state)
+
+
+def moves(event: Event) -> str:
+    """Write the moves of an event for the scripts: "from=to,from=to"; states not named do not change."""
+    return ",".join(f"{state.value if state else ABSENT}={to.value}" for state, to in _MOVES[event].items())
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Whether a replica may declare leases expired; times are monotonic seconds.
+
+    A replica that has not seen Redis for a while (or has just started) first gives all nodes the time of a lease to
+    renew: their heartbeats could not reach Redis either. One whose own loop lags judges nobody in that round.
+    """
+
+    lease_ttl_seconds: float
+    blind_until: float
+
+    def may_judge(self, now: float, lag_seconds: float) -> bool:
+        """Tell whether the scan that is about to run may expire leases."""
+        return now >= self.blind_until and lag_seconds <= LAG_MAX_SECONDS
+
+    def missed_scan(self, now: float) -> Judge:
+        """Start the time of mercy again, as a scan has failed."""
+        return replace(self, blind_until=now + self.lease_ttl_seconds)

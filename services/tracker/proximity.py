@@ -1,0 +1,84 @@
+"""Decides which of the holders found in the index an asker is told of, and in what order. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from stafett.common.cluster import Holder, Node, NodeState
+from stafett.common.topology import Tier, Topology, tier_between
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node, and the random number of its running process: holdings of another incarnation are void."""
+
+    node: Node
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the index says: under `epoch`, `incarnation` of the node announced this much of a blob."""
+
+    node_id: str
+    epoch: int
+    incarnation: int
+    size_bytes: int
+    complete: bool
+    received_bytes: int
+
+    def void(self, member: Member | None) -> bool:
+        """Tell whether a later process of the node has replaced the one that announced it."""
+        return member is not None and member.incarnation != self.incarnation and self.epoch < member.node.epoch
+
+
+def bucket_of(topology: Topology) -> str:
+    """Name the index bucket of a place: its quoted parts, joined by '/'."""
+    return "/".join(quote(part, safe="") for part in (topology.region, topology.zone, topology.rack))
+
+
+def reserve_for_far(most: int) -> int:
+    """How many of `most` holders each farther tier may add, so that a whole dead rack does not hide the rest."""
+    return max(1, most // 4)
+
+
+def choose(
+    entries: Iterable[Entry],
+    members: Mapping[str, Member],
+    asker_id: str,
+    place: Topology,
+    most: int,
+    rng: random.Random,
+) -> tuple[Holder, ...]:
+    """Pick at most `most` READY holders, nearest tier first, complete ones first inside a tier, else in random order.
+
+    The nearest tiers fill all places but a reserve, which goes to the farthest tiers as far as these have holders.
+    """
+    tiers: dict[Tier, list[Holder]] = {}
+    for entry in entries:
+        member = members.get(entry.node_id)
+        if member is None or not _can_serve(member, entry, asker_id):
+            continue
+        holder = Holder(member.node, entry.size_bytes, entry.complete, entry.received_bytes)
+        tiers.setdefault(tier_between(place, member.node.topology), []).append(holder)
+    ordered: list[Holder] = []
+    farther = sum(len(holders) for holders in tiers.values())
+    for tier in sorted(tiers):
+        holders = tiers[tier]
+        rng.shuffle(holders)
+        holders.sort(key=lambda holder: not holder.complete)
+        farther -= len(holders)
+        places = most - len(ordered)
+        ordered += holders[: places - min(farther, reserve_for_far(most), places - 1)]
+        if len(ordered) >= most:
+            break
+    return tuple(ordered)
+
+
+def _can_serve(member: Member, entry: Entry, asker_id: str) -> bool:
+    return (
+        member.node.state is NodeState.READY and member.incarnation == entry.incarnation and entry.node_id != asker_id
+    )
