@@ -7,6 +7,7 @@ handler would leave the call open until the client's deadline.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -56,10 +57,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(_guard_unary(handler.unary_unary, method), **codecs)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(_guard_stream(handler.unary_stream, method), **codecs)
+            return grpc.unary_stream_rpc_method_handler(_guard_responses(handler.unary_stream, method), **codecs)
         if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(_guard_stream(handler.stream_stream, method), **codecs)
+            return grpc.stream_stream_rpc_method_handler(_guard_responses(handler.stream_stream, method), **codecs)
         return grpc.stream_unary_rpc_method_handler(_guard_unary(handler.stream_unary, method), **codecs)
+
+
+def _guard_responses(inner: Callable[..., Any], method: str) -> Callable[..., Any]:
+    """Guard a handler with many responses: an async generator, or a coroutine that writes them to its context."""
+    return _guard_stream(inner, method) if inspect.isasyncgenfunction(inner) else _guard_unary(inner, method)
 
 
 def _guard_unary(inner: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:

@@ -1,0 +1,117 @@
+"""`stafett nodes` and `stafett images`: what the trackers know, as tables or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import grpc
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
+from stafett.common import wire
+from stafett.common.cluster import ImageSummary, Node
+
+CALL_SECONDS = 5.0
+EXIT_FAILED = 1
+_NO_PROXY = (("grpc.enable_http_proxy", 0),)
+
+
+def show_nodes(target: str, *, as_json: bool) -> int:
+    """Print all nodes; return the exit code."""
+    try:
+        with grpc.insecure_channel(target, options=_NO_PROXY) as channel:
+            stub = tracker_pb2_grpc.TrackerServiceStub(channel)
+            answer = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS)
+    except grpc.RpcError as error:
+        return _no_tracker(target, error)
+    nodes = [wire.node_from_wire(message) for message in answer.nodes]
+    if as_json:
+        print(json.dumps({"nodes": [_node_document(node) for node in nodes], "stale": answer.stale}))
+        return 0
+    rows = [
+        (
+            node.id,
+            f"{node.state.value}{f' ({node.reason})' if node.reason else ''}",
+            _ago(node.state_since_unix_ms),
+            "/".join(part or "-" for part in (node.topology.region, node.topology.zone, node.topology.rack)),
+            node.address.target(),
+            str(node.blob_count),
+            node.version,
+        )
+        for node in nodes
+    ]
+    _print_table(
+        ("node", "state", "since", "region/zone/rack", "address", "blobs", "version"), rows, stale=answer.stale
+    )
+    return 0
+
+
+def show_images(target: str, *, as_json: bool) -> int:
+    """Print all image names; return the exit code."""
+    try:
+        with grpc.insecure_channel(target, options=_NO_PROXY) as channel:
+            stub = tracker_pb2_grpc.TrackerServiceStub(channel)
+            answer = stub.ListImages(tracker_pb2.ListImagesRequest(), timeout=CALL_SECONDS)
+    except grpc.RpcError as error:
+        return _no_tracker(target, error)
+    images = [wire.image_summary_from_wire(message) for message in answer.images]
+    if as_json:
+        print(json.dumps({"images": [_image_document(image) for image in images], "stale": answer.stale}))
+        return 0
+    rows = [
+        (
+            image.name,
+            str(image.target)[:19],
+            decimal(image.content_bytes),
+            str(len(image.complete_node_ids)),
+            str(len(image.other_node_ids)),
+            _ago(image.updated_at_unix_ms),
+        )
+        for image in images
+    ]
+    _print_table(("image", "digest", "size", "complete copies", "other", "pulled"), rows, stale=answer.stale)
+    return 0
+
+
+def _node_document(node: Node) -> dict[str, object]:
+    return {**asdict(node), "state": node.state.value}
+
+
+def _image_document(image: ImageSummary) -> dict[str, object]:
+    return {**asdict(image), "target": str(image.target)}
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, stale: bool) -> None:
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    if stale:
+        print("Redis is away: this is what the tracker remembers.", file=sys.stderr)
+
+
+def _ago(unix_ms: int) -> str:
+    if not unix_ms:
+        return "-"
+    seconds = max(0, int(time.time() - unix_ms / 1000))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def _no_tracker(target: str, error: grpc.RpcError) -> int:
+    reason = str(error).partition("\n")[0]
+    print(
+        f"no tracker answers at {target} ({reason}): is one running? Name it by --tracker or STAFETT_TRACKER",
+        file=sys.stderr,
+    )
+    return EXIT_FAILED
