@@ -10,6 +10,7 @@ from importlib import metadata
 
 from stafett.common.errors import StartupFailed
 from stafett.common.logs import configure_logs
+from stafett.common.memory import keep_freed_buffers
 from stafett.common.settings import S, SettingsInvalid, load
 
 EXIT_FAILED = 1
@@ -37,6 +38,7 @@ def run_service(
         print(error, file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
     configure_logs(name, settings.log_level)
+    keep_freed_buffers()
     failures: list[str] = []
     try:
         asyncio.run(_until_signalled(settings, serve))
