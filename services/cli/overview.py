@@ -28,8 +28,8 @@ def show_nodes(target: str, *, as_json: bool) -> int:
         with grpc.insecure_channel(target, options=_NO_PROXY) as channel:
             stub = tracker_pb2_grpc.TrackerServiceStub(channel)
             answer = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS)
-    except grpc.RpcError as error:
-        return _no_tracker(target, error)
+    except grpc.RpcError:
+        return _no_tracker(target)
     nodes = [wire.node_from_wire(message) for message in answer.nodes]
     if as_json:
         print(json.dumps({"nodes": [_node_document(node) for node in nodes], "stale": answer.stale}))
@@ -58,8 +58,8 @@ def show_images(target: str, *, as_json: bool) -> int:
         with grpc.insecure_channel(target, options=_NO_PROXY) as channel:
             stub = tracker_pb2_grpc.TrackerServiceStub(channel)
             answer = stub.ListImages(tracker_pb2.ListImagesRequest(), timeout=CALL_SECONDS)
-    except grpc.RpcError as error:
-        return _no_tracker(target, error)
+    except grpc.RpcError:
+        return _no_tracker(target)
     images = [wire.image_summary_from_wire(message) for message in answer.images]
     if as_json:
         print(json.dumps({"images": [_image_document(image) for image in images], "stale": answer.stale}))
@@ -108,10 +108,9 @@ def _ago(unix_ms: int) -> str:
     return f"{seconds} s"
 
 
-def _no_tracker(target: str, error: grpc.RpcError) -> int:
-    reason = str(error).partition("\n")[0]
+def _no_tracker(target: str) -> int:
     print(
-        f"no tracker answers at {target} ({reason}): is one running? Name it by --tracker or STAFETT_TRACKER",
+        f"no tracker answers at {target}: is one running? Name it by --tracker or STAFETT_TRACKER",
         file=sys.stderr,
     )
     return EXIT_FAILED

@@ -67,14 +67,17 @@ class RegistryClient:
         Raises:
             ManifestUnknown: if none has. CorruptContent: if the bytes do not match the digest asked for.
         """
+        reasons = []
         for host in self._hosts:
             try:
                 answer = await self._http.get(self._url(host, "manifests", reference), headers={"Accept": ACCEPT})
-            except httpx2.HTTPError:
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+                reasons.append(f"{host}: {error}")
                 continue
             if answer.status_code == 200 and len(answer.content) <= MANIFEST_MAX_BYTES:
                 return self._received(reference, answer)
-        raise ManifestUnknown(f"{self._reference.repository}:{reference}")
+            reasons.append(f"{host}: status {answer.status_code}")
+        raise ManifestUnknown(f"{reference} ({'; '.join(reasons)})")
 
     async def blob(self, blob: Descriptor, writer: BlobWriter, progress: Progress) -> None:
         """Fetch what is missing of a blob into the writer.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from grpc_health.v1.health import aio as health_aio
 from stafett.common.cluster import Address
 from stafett.common.errors import StartupFailed
 from stafett.common.grpc_errors import ErrorInterceptor
+
+# gRPC's core writes lines of its own to standard error, not in our format; errors reach us as exceptions.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 STREAM_WINDOW_BYTES = 4 * 1024 * 1024
 MESSAGE_MAX_BYTES = 8 * 1024 * 1024
