@@ -25,7 +25,8 @@ INTRODUCTION = """\
 Generated from the settings models by `make docs`; do not edit.
 
 Each setting is an environment variable or an option of the service's command (`stafett node --listen-port 7461`);
-the option wins. Lists are comma separated, maps are JSON. A service that finds wrong settings lists all of them and exits with 2.
+the option wins. Lists are comma separated, maps are JSON. A service that finds wrong settings lists all of them and
+exits with 2.
 """
 
 
