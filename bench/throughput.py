@@ -26,7 +26,7 @@ from tests.e2e.upstream import Upstream
 GIB = 1024**3
 SETTLE_SECONDS = 3.0
 IDLE_SECONDS = 10.0
-_FULL = 0.9
+_FULL = 0.85
 
 
 @dataclass
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench throughput", description=__doc__)
     parser.add_argument("--mib", type=int, default=1024, help="size of the blob in MiB (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each subject (default: %(default)s)")
-    parser.add_argument("--pulls", type=int, default=7, help="cold pulls of each kind (default: %(default)s)")
+    parser.add_argument("--pulls", type=int, default=11, help="cold pulls of each kind (default: %(default)s)")
     options = parser.parse_args(arguments)
     with LocalCluster() as cluster:
         result = _measure(cluster, options.mib * 1024 * 1024, options.rounds, options.pulls)
