@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from stafett.cli.pull import own_platform
+from stafett.cli.store_choice import StoreChoice
 from stafett.common.service import version
 
 app = typer.Typer(
@@ -65,6 +68,37 @@ def images(tracker: TrackerTarget = "ipv4:127.0.0.1:7460", as_json: AsJson = Fal
     from stafett.cli.overview import show_images
 
     raise typer.Exit(show_images(tracker, as_json=as_json))
+
+
+@app.command(rich_help_panel="Try")
+def pull(
+    image: Annotated[str, typer.Argument(help="Image by tag or digest, e.g. registry.example.com/app:1.")],
+    via: Annotated[
+        list[str],
+        typer.Option(help="URL to pull from, e.g. a gateway's; several are tried in order for each request."),
+    ],
+    to: Annotated[Path, typer.Option(help="OCI layout directory to pull into; made if absent.")],
+    platform: Annotated[str, typer.Option(help="Platform to pull.")] = own_platform(),
+    all_platforms: Annotated[bool, typer.Option("--all-platforms", help="Pull every platform.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pull an image into a directory, checking every digest, and say where the bytes came from."""
+    from stafett.cli.pull_command import run_pull
+
+    raise typer.Exit(run_pull(image, via, to, platform=None if all_platforms else platform, as_json=as_json))
+
+
+@app.command(rich_help_panel="Try")
+def demo(
+    store: Annotated[
+        StoreChoice, typer.Option(help="Where hosts keep content: private containerds (as root), or OCI layouts.")
+    ] = StoreChoice.AUTO,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+) -> None:
+    """Start a small cluster on this machine, pull an image on every host, freeze a node in the middle."""
+    from stafett.cli.demo.demo import run_demo
+
+    raise typer.Exit(run_demo(store, as_json=as_json))
 
 
 @app.command("version", rich_help_panel="Look")
