@@ -49,6 +49,18 @@ def fetch(port: int, path: str) -> Transfer:
     return Transfer(received, seconds)
 
 
+def answers(port: int, path: str) -> bool:
+    """Tell whether a HEAD request for the path succeeds."""
+    request = f"HEAD {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS) as connection:
+            connection.sendall(request.encode("ascii"))
+            _read_headers(connection)
+    except (TransferFailed, OSError):
+        return False
+    return True
+
+
 def _read_headers(connection: socket.socket) -> tuple[int, int]:
     """Return the Content-Length, and the number of body bytes that came along with the headers."""
     received = b""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stafett.cli.local_cluster.cluster import LocalCluster
-from stafett.cli.local_cluster.containerd import containerd_available
+from stafett.cli.local_cluster.containerd import Containerd, containerd_available
 from stafett.cli.local_cluster.processes import Process, Processes, accepts_connections, free_port
 from stafett.common import oci, oci_layout
 from stafett.common.blob_files import blob_path
@@ -81,14 +81,19 @@ def make_blob(layout: Path, size_bytes: int) -> Digest:
 
 
 def start_peers(cluster: LocalCluster, layout: Path, digest: Digest) -> Subject:
-    """Start a holder (node) and a reader (gateway, and a node of its own that lacks the blob)."""
+    """Start a holder (node) and a reader (gateway, and a node of its own that lacks the blob).
+
+    The holder takes the layout over: into its containerd where it has one, else as it is.
+    """
     cluster.start_redis()
     tracker = cluster.start_tracker()
     holder = cluster.add_host("holder", zone="a", rack="a1", containerd=containerd_available())
     if holder.containerd:
-        _import(cluster, layout)
+        _import(cluster, holder.containerd, layout)
+        shutil.rmtree(layout)
     else:
-        shutil.copytree(layout, holder.content_root, copy_function=os.link, dirs_exist_ok=True)
+        shutil.rmtree(holder.content_root)
+        layout.rename(holder.content_root)
     node = cluster.start_node(holder)
     reader = cluster.add_host("reader", zone="a", rack="a2")
     cluster.start_node(reader)
@@ -143,14 +148,12 @@ def _start_nginx(processes: Processes, directory: Path, server: str) -> tuple[Pr
     return processes.start(f"nginx-{directory.name}", command, ready=lambda: accepts_connections(port)), port
 
 
-def _import(cluster: LocalCluster, layout: Path) -> None:
-    """Give the image to the first host's containerd, in the ordinary way."""
+def _import(cluster: LocalCluster, containerd: Containerd, layout: Path) -> None:
+    """Give the image to a containerd in the ordinary way."""
     archive = cluster.directory / "image.tar"
     with tarfile.open(archive, "w") as tar:
         for name in ("oci-layout", "index.json", "blobs"):
             tar.add(layout / name, arcname=name)
-    containerd = cluster.hosts[0].containerd
-    assert containerd is not None
     result = containerd.ctr("images", "import", "--no-unpack", "--all-platforms", str(archive))
     archive.unlink()
     if result.returncode != 0:

@@ -16,7 +16,7 @@ from statistics import median
 
 from bench import usage
 from bench.lone_pull import measure_lone_pulls
-from bench.sink import Transfer, TransferFailed, fetch
+from bench.sink import Transfer, answers, fetch
 from bench.subjects import Subject, make_blob, start_nginx, start_peers, start_registry
 from stafett.cli.local_cluster.cluster import LocalCluster
 from stafett.cli.local_cluster.processes import Process, wait_until
@@ -26,7 +26,7 @@ from tests.e2e.upstream import Upstream
 GIB = 1024**3
 SETTLE_SECONDS = 3.0
 IDLE_SECONDS = 10.0
-_FULL = 0.9
+_FULL = 0.85
 
 
 @dataclass
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench throughput", description=__doc__)
     parser.add_argument("--mib", type=int, default=1024, help="size of the blob in MiB (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each subject (default: %(default)s)")
-    parser.add_argument("--pulls", type=int, default=7, help="cold pulls of each kind (default: %(default)s)")
+    parser.add_argument("--pulls", type=int, default=11, help="cold pulls of each kind (default: %(default)s)")
     options = parser.parse_args(arguments)
     with LocalCluster() as cluster:
         result = _measure(cluster, options.mib * 1024 * 1024, options.rounds, options.pulls)
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
 def _measure(cluster: LocalCluster, size_bytes: int, rounds: int, pulls: int) -> dict[str, object]:
     subjects = _start(cluster, size_bytes)
     peer = subjects[0]
-    wait_until(lambda: _serves(peer), "the blob served through a peer")
+    wait_until(lambda: answers(peer.port, peer.path), "the blob served through a peer")
     idle = measure_idle(peer.processes)
     for role, process in peer.processes.items():
         print(f"idle: {role:8} {idle.rss_mib[role]:6.1f} MiB {idle.cpu_percent[role]:6.2f} % CPU")
@@ -182,14 +182,6 @@ def explain_limit(rounds: Rounds) -> str:
 
 def _ratio(mine: Rounds, other: Rounds | None) -> float | None:
     return round(mine.bytes_per_second / other.bytes_per_second, 3) if other else None
-
-
-def _serves(subject: Subject) -> bool:
-    try:
-        fetch(subject.port, subject.path)
-    except (TransferFailed, OSError):
-        return False
-    return True
 
 
 def _warm(blob: Path) -> None:
