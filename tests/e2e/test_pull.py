@@ -96,6 +96,21 @@ def test_skopeo_copies_a_whole_image_from_a_gateway(bed: Bed) -> None:
     assert bed.upstream.bodies("pull/skopeo") == before
 
 
+@pytest.mark.needs_program("podman")
+def test_podman_pulls_from_a_gateway(bed: Bed) -> None:
+    image = bed.push_image("pull/podman", seed=13)
+    first, second, _ = bed.hosts
+    bed.pull(first, image.name)
+    bed.wait_held(first, digests_of(image))
+    before = bed.upstream.bodies("pull/podman")
+    stores = bed.layouts / "podman"
+    podman = ["podman", "--root", stores / "root", "--runroot", stores / "run", "--storage-driver", "vfs"]
+    name = f"127.0.0.1:{second.gateway_port}/reg.test/pull/podman@{image.manifests[PLATFORM].digest}"
+    pulled = run([*podman, "pull", "--tls-verify=false", name])
+    assert pulled.returncode == 0, pulled.stderr
+    assert bed.upstream.bodies("pull/podman") == before
+
+
 @pytest.mark.needs_program("skopeo")
 def test_skopeo_copies_an_empty_layer_too(own_bed: Bed) -> None:
     own_bed.start(1)

@@ -1,0 +1,125 @@
+"""The stafett command as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stafett.cli.local_cluster.cluster import LocalCluster
+from stafett.cli.local_cluster.images import make_image
+from stafett.cli.local_cluster.parts import run
+from stafett.cli.local_cluster.processes import wait_until
+from stafett.common.digest import Digest
+from tests.e2e.bed import PLATFORM, Bed, digests_of
+from tests.e2e.upstream import Upstream
+
+STAFETT = (sys.executable, "-m", "stafett")
+
+
+def test_pull_gets_an_image_from_a_peer_and_the_overviews_tell_of_it(tmp_path: Path) -> None:
+    with LocalCluster() as cluster:
+        bed = Bed(cluster, Upstream(tmp_path / "unused"), tmp_path)
+        cluster.start_redis()
+        cluster.start_tracker()
+        holding, asking = cluster.add_host("holding", zone="a"), cluster.add_host("asking", zone="b")
+        image = make_image(holding.content_root, "reg.test/lib/app:1", {PLATFORM: [100_000, 2_000_000]})
+        for host in (holding, asking):
+            cluster.start_node(host)
+            cluster.start_gateway(host, {"tags": "peers"})
+        bed.wait_held(holding, digests_of(image))
+        options: list[str | Path] = [
+            "--via",
+            asking.gateway_url,
+            "--to",
+            tmp_path / "pulled",
+            "--platform",
+            PLATFORM,
+            "--json",
+        ]
+        pulled = run([*STAFETT, "pull", "reg.test/lib/app:1", *options])
+        assert pulled.returncode == 0, pulled.stderr
+        document = json.loads(pulled.stdout)
+        assert document["bytes_by_source"] == {"peer_region": image.pulled_bytes(PLATFORM)}
+        for digest in digests_of(image):
+            assert Digest.of((tmp_path / "pulled" / "blobs" / "sha256" / digest.hex).read_bytes()) == digest
+        again = run([*STAFETT, "pull", "reg.test/lib/app:1", *options])
+        assert sum(json.loads(again.stdout)["bytes_by_source"].values()) < 5_000, "only manifests are fetched again"
+
+        target: list[str | Path] = ["--tracker", cluster.tracker_target, "--json"]
+        nodes = json.loads(run([*STAFETT, "nodes", *target]).stdout)["nodes"]
+        assert [(node["id"], node["state"], node["topology"]["zone"]) for node in nodes] == [
+            ("asking", "ready", "b"),
+            ("holding", "ready", "a"),
+        ]
+        (listed,) = json.loads(run([*STAFETT, "images", *target]).stdout)["images"]
+        assert (listed["name"], listed["complete_node_ids"]) == ("reg.test/lib/app:1", ["holding"])
+        assert listed["content_bytes"] == image.pulled_bytes(PLATFORM)
+        assert "holding" in run([*STAFETT, "nodes", *target[:2]]).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("nodes", "--tracker", "ipv4:127.0.0.1:1"), 1, "no tracker answers"),
+        (("images", "--tracker", "ipv4:127.0.0.1:1"), 1, "no tracker answers"),
+        (("pull", "reg.test/UPPER:1", "--via", "http://127.0.0.1:1", "--to", "x"), 1, "invalid name"),
+        (("pull", "reg.test/a:1", "--via", "http://127.0.0.1:1", "--to", "x"), 1, "http://127.0.0.1:1"),
+        (("pull", "reg.test/a@sha256:12", "--via", "http://127.0.0.1:1", "--to", "x"), 1, "invalid digest"),
+        (("node", "--max-streams", "0", "--store", "nonsense"), 2, "--store"),
+        (("gateway", "--listen-port", "70000"), 2, "--listen-port"),
+    ],
+)
+def test_mistakes_get_one_clear_line_and_no_traceback(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    done = subprocess.run([*STAFETT, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.timeout(180)
+def test_the_demo_survives_a_frozen_node() -> None:
+    done = run([*STAFETT, "demo", "--json", "--store", "oci-layout"], 170)
+    assert done.returncode == 0, done.stderr
+    story = json.loads(done.stdout.splitlines()[-1])
+    assert story["failed_pulls"] == 0
+    assert len(story["pulls"]) == 4
+    assert story["failover"]["frozen"].startswith("host-")
+    assert story["image_bytes"] <= story["upstream_bytes"] < 1.05 * story["image_bytes"]
+    for pull in story["pulls"][1:]:
+        assert pull["bytes_peer"] > 0.99 * story["image_bytes"]
+
+
+def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path) -> None:
+    demo = subprocess.Popen(
+        [*STAFETT, "demo", "--store", "oci-layout"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: bool(list(tmp_path.glob("stafett-*/logs/gateway-*"))), "the demo's gateways")
+        time.sleep(1.0)
+        demo.send_signal(signal.SIGINT)
+        _, errors = demo.communicate(timeout=60)
+    finally:
+        demo.kill()
+    assert demo.returncode == 130
+    assert b"Traceback" not in errors
+    assert list(tmp_path.glob("stafett-*")) == []
+    assert not [line for line in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(line)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
