@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -104,7 +105,15 @@ def test_podman_pulls_from_a_gateway(bed: Bed) -> None:
     bed.wait_held(first, digests_of(image))
     before = bed.upstream.bodies("pull/podman")
     stores = bed.layouts / "podman"
-    podman = ["podman", "--root", stores / "root", "--runroot", stores / "run", "--storage-driver", "vfs"]
+    podman: list[str | Path] = [
+        "podman",
+        "--root",
+        stores / "root",
+        "--runroot",
+        stores / "run",
+        "--storage-driver",
+        "vfs",
+    ]
     name = f"127.0.0.1:{second.gateway_port}/reg.test/pull/podman@{image.manifests[PLATFORM].digest}"
     pulled = run([*podman, "pull", "--tls-verify=false", name])
     assert pulled.returncode == 0, pulled.stderr
