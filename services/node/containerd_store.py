@@ -6,7 +6,6 @@ before 2.1, and there is no replay.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -80,17 +79,19 @@ class ContainerdStore:
         return images
 
     async def changes(self) -> AsyncGenerator[None, None]:
-        """See `ports.ContentStore`; subscribes first, so that nothing falls between a listing and the events."""
+        """See `ports.ContentStore`; subscribes first, so that nothing falls between a listing and the events.
+
+        containerd answers a subscription with its first event only, be it hours later. So a second call, which follows
+        the subscription on the same connection, tells that it is there.
+        """
         call = self._events.Subscribe(events_pb2.SubscribeRequest(filters=_EVENT_FILTERS), timeout=STREAM_SECONDS)
         try:
-            await asyncio.wait_for(call.wait_for_connection(), CONTROL_DEADLINE_SECONDS)
+            await self._namespaces.List(namespaces_pb2.ListNamespacesRequest(), timeout=CONTROL_DEADLINE_SECONDS)
             yield
             async for _ in call:
                 yield
         except grpc.aio.AioRpcError as error:
             raise self._away(error) from error
-        except TimeoutError as error:
-            raise Unavailable(f"containerd at {self._socket}", "no answer") from error
         finally:
             call.cancel()
 
