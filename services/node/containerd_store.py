@@ -79,10 +79,13 @@ class ContainerdStore:
         return images
 
     async def changes(self) -> AsyncGenerator[None, None]:
-        """See `ports.ContentStore`; subscribes first, so that nothing falls between a listing and the events."""
+        """See `ports.ContentStore`; subscribes first, so that nothing falls between a listing and the events.
+
+        containerd answers a subscription with its first event only, be it hours later. So a second call, which follows
+        the subscription on the same connection, tells that it is there.
+        """
         call = self._events.Subscribe(events_pb2.SubscribeRequest(filters=_EVENT_FILTERS), timeout=STREAM_SECONDS)
         try:
-            # containerd sends no headers before the first event, so only another call tells that it answers
             await self._namespaces.List(namespaces_pb2.ListNamespacesRequest(), timeout=CONTROL_DEADLINE_SECONDS)
             yield
             async for _ in call:

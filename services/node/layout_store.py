@@ -68,7 +68,7 @@ class LayoutStore:
 
     def _stamps(self) -> tuple[int, ...]:
         paths = (self._root / "index.json", self._root / "blobs" / "sha256")
-        return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
+        return tuple(_modified_at(path) for path in paths)
 
     def _list_blobs(self) -> dict[Digest, int]:
         found: dict[Digest, int] = {}
@@ -101,3 +101,11 @@ class LayoutStore:
         if problem not in self._reported:
             self._reported.add(problem)
             log.warning("layout_damaged", layout=str(self._root), problem=problem)
+
+
+def _modified_at(path: Path) -> int:
+    """Time of the last change in nanoseconds; 0 for what is not there (any more)."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

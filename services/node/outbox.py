@@ -35,8 +35,10 @@ class Outbox:
     _blobs: Mapping[Digest, int] = field(default_factory=dict)
     _images: Mapping[str, HeldImage] = field(default_factory=dict)
     _told_blobs: dict[Digest, int] = field(default_factory=dict)
-    _told_images: dict[str, HeldImage] = field(default_factory=dict)
+    _told_images: dict[str, HeldImage | None] = field(default_factory=dict)
+    """None: a message about the name got lost, so the tracker may or may not have it."""
     _under_way: Announcement | None = None
+    _void: bool = False
     _reset_due: bool = False
     _settled: bool = True
 
@@ -46,18 +48,25 @@ class Outbox:
         self._settled = False
 
     def start_over(self) -> None:
-        """The tracker knows nothing (any more): say everything again."""
-        self._under_way = None
+        """The tracker knows nothing (any more): say everything again, once what is under way has been confirmed."""
+        self._void = self._under_way is not None
         self._told_blobs.clear()
         self._told_images.clear()
         self._reset_due = True
         self._settled = False
 
     def session_lost(self) -> None:
-        """Forget the announcement under way: nobody knows whether it arrived, so it is said again."""
-        if self._under_way is not None:
-            self._reset_due = self._reset_due or self._under_way.reset
-        self._under_way = None
+        """Forget the announcement under way: nobody knows whether it arrived, so it is said again.
+
+        Blobs that differ in consequence show when inventories are compared; image names do not, so they are noted.
+        """
+        lost, self._under_way = self._under_way, None
+        if lost is not None:
+            self._reset_due = self._reset_due or lost.reset
+            if not self._void:
+                names = (*(image.name for image in lost.images), *lost.withdrawn_images)
+                self._told_images.update(dict.fromkeys(names))
+        self._void = False
         self._settled = False
 
     def next(self) -> Announcement | None:
@@ -83,7 +92,8 @@ class Outbox:
     def confirmed(self) -> None:
         """The announcement under way is in the tracker's index."""
         said, self._under_way = self._under_way, None
-        if said is None:
+        void, self._void = self._void, False
+        if said is None or void:
             return
         for digest in said.withdraws:
             self._told_blobs.pop(digest, None)

@@ -135,8 +135,7 @@ class Session:
                     log.warning(
                         "tracker_away", target=self._target, reason=reason, remedy="trying again; see --tracker"
                     )
-                if attempt:
-                    await asyncio.sleep(backoff_seconds(attempt, cap=2.0, rng=rng))
+                await asyncio.sleep(backoff_seconds(attempt, cap=2.0, rng=rng))
         finally:
             await channel.close()
 
@@ -161,6 +160,8 @@ class Session:
                 group.create_task(self._read(call))
                 group.create_task(self._announce(call))
                 group.create_task(self._beat(call, granted.heartbeat_interval_ms / 1000))
+        except* asyncio.InvalidStateError:
+            reason = "the tracker ended it during a write"
         except* grpc.aio.AioRpcError as errors:
             reason = _first(errors)
         except* (TimeoutError, Unavailable):

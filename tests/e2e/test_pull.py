@@ -115,7 +115,7 @@ def test_podman_pulls_from_a_gateway(bed: Bed) -> None:
         "vfs",
     ]
     name = f"127.0.0.1:{second.gateway_port}/reg.test/pull/podman@{image.manifests[PLATFORM].digest}"
-    pulled = run([*podman, "pull", "--tls-verify=false", name])
+    pulled = run([*podman, "--storage-driver", "vfs", "pull", "--tls-verify=false", name])
     assert pulled.returncode == 0, pulled.stderr
     assert bed.upstream.bodies("pull/podman") == before
 
