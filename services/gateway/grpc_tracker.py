@@ -24,6 +24,8 @@ log = structlog.get_logger()
 CALL_SECONDS = 0.25
 CALL_TRIES = 2
 """A frozen replica costs one try: round robin sends the next one elsewhere."""
+TAG_SECONDS = 1.0
+"""Tags are asked for when upstream is dead: better late than not."""
 WATCH_SECONDS = 3600.0
 _DIGESTS_MAX = 1000
 
@@ -60,7 +62,7 @@ class GrpcTracker:
         request = tracker_pb2.ResolveTagRequest(name=name)
         for tries_left in reversed(range(CALL_TRIES)):
             try:
-                answer = await self._stub.ResolveTag(request, timeout=CALL_SECONDS)
+                answer = await self._stub.ResolveTag(request, timeout=TAG_SECONDS)
                 return TagTarget(
                     Digest.parse(answer.target_digest),
                     answer.target_media_type,

@@ -98,6 +98,17 @@ class Bed:
 
         wait_until(held, f"{host.name} announced as holder of {len(wanted)} digests")
 
+    def wait_tagged(self, name: str) -> None:
+        """Wait until the trackers know what a tag means: containerd records it after the last byte."""
+
+        def known() -> bool:
+            with grpc.insecure_channel(self.cluster.tracker_target, options=_NO_PROXY) as channel:
+                stub = tracker_pb2_grpc.TrackerServiceStub(channel)
+                images = stub.ListImages(tracker_pb2.ListImagesRequest(), timeout=2).images
+                return any(image.name == name and image.complete_node_ids for image in images)
+
+        wait_until(known, f"{name} announced")
+
     def wait_ready_nodes(self, count: int) -> None:
         """Wait until that many nodes have registered."""
 

@@ -154,6 +154,7 @@ def test_with_upstream_stopped_an_image_is_pulled_by_tag_and_by_digest(bed: Bed)
     first, second, third = bed.hosts
     bed.pull(first, image.name)
     bed.wait_held(first, digests_of(image))
+    bed.wait_tagged(image.name)
     bed.upstream.stop()
     try:
         bed.pull(second, image.name)
