@@ -234,3 +234,47 @@ class ExpectBlobsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExpectBlobsResponse: _TypeAlias = ExpectBlobsResponse  # noqa: Y015
+
+@_typing.final
+class VerifyBlobRequest(_message.Message):
+    """VerifyBlobRequest names a blob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """Digest, "sha256:<64 lower-case hex>"."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyBlobRequest: _TypeAlias = VerifyBlobRequest  # noqa: Y015
+
+@_typing.final
+class VerifyBlobResponse(_message.Message):
+    """VerifyBlobResponse tells what was found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTACT_FIELD_NUMBER: _builtins.int
+    intact: _builtins.bool
+    """Whether the bytes have the digest."""
+    def __init__(
+        self,
+        *,
+        intact: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intact", b"intact"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyBlobResponse: _TypeAlias = VerifyBlobResponse  # noqa: Y015

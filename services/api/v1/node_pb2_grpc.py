@@ -50,6 +50,11 @@ class BlobServiceStub:
                 request_serializer=stafett_dot_api_dot_v1_dot_node__pb2.ExpectBlobsRequest.SerializeToString,
                 response_deserializer=stafett_dot_api_dot_v1_dot_node__pb2.ExpectBlobsResponse.FromString,
                 _registered_method=True)
+        self.VerifyBlob = channel.unary_unary(
+                '/stafett.api.v1.BlobService/VerifyBlob',
+                request_serializer=stafett_dot_api_dot_v1_dot_node__pb2.VerifyBlobRequest.SerializeToString,
+                response_deserializer=stafett_dot_api_dot_v1_dot_node__pb2.VerifyBlobResponse.FromString,
+                _registered_method=True)
 
 
 class BlobServiceServicer:
@@ -80,6 +85,14 @@ class BlobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyBlob(self, request, context):
+        """VerifyBlob reads a blob again and checks its digest; a wrong one is withdrawn and not announced again until its file
+        changes. The tracker calls it when a gateway has received wrong bytes. NOT_FOUND when the blob is not here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BlobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -97,6 +110,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.ExpectBlobs,
                     request_deserializer=stafett_dot_api_dot_v1_dot_node__pb2.ExpectBlobsRequest.FromString,
                     response_serializer=stafett_dot_api_dot_v1_dot_node__pb2.ExpectBlobsResponse.SerializeToString,
+            ),
+            'VerifyBlob': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyBlob,
+                    request_deserializer=stafett_dot_api_dot_v1_dot_node__pb2.VerifyBlobRequest.FromString,
+                    response_serializer=stafett_dot_api_dot_v1_dot_node__pb2.VerifyBlobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -181,6 +199,33 @@ class BlobService:
             '/stafett.api.v1.BlobService/ExpectBlobs',
             stafett_dot_api_dot_v1_dot_node__pb2.ExpectBlobsRequest.SerializeToString,
             stafett_dot_api_dot_v1_dot_node__pb2.ExpectBlobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyBlob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stafett.api.v1.BlobService/VerifyBlob',
+            stafett_dot_api_dot_v1_dot_node__pb2.VerifyBlobRequest.SerializeToString,
+            stafett_dot_api_dot_v1_dot_node__pb2.VerifyBlobResponse.FromString,
             options,
             channel_credentials,
             insecure,

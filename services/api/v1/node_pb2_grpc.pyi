@@ -44,6 +44,10 @@ class BlobServiceStub:
     """ExpectBlobs tells the node which digests its host is pulling right now, through the gateway or from upstream, so that it
     announces them as soon as the store has them. Only the host's own gateway calls it.
     """
+    VerifyBlob: _grpc.UnaryUnaryMultiCallable[_node_pb2.VerifyBlobRequest, _node_pb2.VerifyBlobResponse]
+    """VerifyBlob reads a blob again and checks its digest; a wrong one is withdrawn and not announced again until its file
+    changes. The tracker calls it when a gateway has received wrong bytes. NOT_FOUND when the blob is not here.
+    """
 
 @_typing.type_check_only
 class BlobServiceAsyncStub(BlobServiceStub):
@@ -60,6 +64,10 @@ class BlobServiceAsyncStub(BlobServiceStub):
     ExpectBlobs: _aio.UnaryUnaryMultiCallable[_node_pb2.ExpectBlobsRequest, _node_pb2.ExpectBlobsResponse]  # type: ignore[assignment]
     """ExpectBlobs tells the node which digests its host is pulling right now, through the gateway or from upstream, so that it
     announces them as soon as the store has them. Only the host's own gateway calls it.
+    """
+    VerifyBlob: _aio.UnaryUnaryMultiCallable[_node_pb2.VerifyBlobRequest, _node_pb2.VerifyBlobResponse]  # type: ignore[assignment]
+    """VerifyBlob reads a blob again and checks its digest; a wrong one is withdrawn and not announced again until its file
+    changes. The tracker calls it when a gateway has received wrong bytes. NOT_FOUND when the blob is not here.
     """
 
 class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -92,6 +100,16 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_node_pb2.ExpectBlobsResponse, _abc.Awaitable[_node_pb2.ExpectBlobsResponse]]:
         """ExpectBlobs tells the node which digests its host is pulling right now, through the gateway or from upstream, so that it
         announces them as soon as the store has them. Only the host's own gateway calls it.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyBlob(
+        self,
+        request: _node_pb2.VerifyBlobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_pb2.VerifyBlobResponse, _abc.Awaitable[_node_pb2.VerifyBlobResponse]]:
+        """VerifyBlob reads a blob again and checks its digest; a wrong one is withdrawn and not announced again until its file
+        changes. The tracker calls it when a gateway has received wrong bytes. NOT_FOUND when the blob is not here.
         """
 
 def add_BlobServiceServicer_to_server(servicer: BlobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

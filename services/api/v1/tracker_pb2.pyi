@@ -469,20 +469,26 @@ class Command(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ANNOUNCE_ALL_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def announce_all(self) -> Global___AnnounceAll:
         """Announce everything again (reset = true): the index was lost or differs."""
+
+    @_builtins.property
+    def drain(self) -> Global___Drain:
+        """Take no new streams, or take them again: an operator wants it."""
 
     def __init__(
         self,
         *,
         announce_all: Global___AnnounceAll | None = ...,
+        drain: Global___Drain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["announce_all", b"announce_all", "command", b"command"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announce_all", b"announce_all", "command", b"command", "drain", b"drain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce_all", b"announce_all", "command", b"command"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce_all", b"announce_all", "command", b"command", "drain", b"drain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["announce_all"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["announce_all", "drain"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -782,6 +788,150 @@ class NodeSnapshot(_message.Message):
 Global___NodeSnapshot: _TypeAlias = NodeSnapshot  # noqa: Y015
 
 @_typing.final
+class ReportOutcomesRequest(_message.Message):
+    """ReportOutcomesRequest is one gateway's batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORTER_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    reporter: _builtins.str
+    """Node id of the gateway's host. Set by the gateway."""
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerOutcomes]:
+        """One entry a peer; at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        reporter: _builtins.str = ...,
+        outcomes: _abc.Iterable[Global___PeerOutcomes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes", "reporter", b"reporter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportOutcomesRequest: _TypeAlias = ReportOutcomesRequest  # noqa: Y015
+
+@_typing.final
+class PeerOutcomes(_message.Message):
+    """PeerOutcomes sums up how one peer behaved since the last report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SUCCEEDED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    STALLED_FIELD_NUMBER: _builtins.int
+    OVERLOADED_FIELD_NUMBER: _builtins.int
+    FIRST_BYTE_SECONDS_FIELD_NUMBER: _builtins.int
+    SECONDS_PER_MIB_FIELD_NUMBER: _builtins.int
+    CORRUPT_DIGESTS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """Node id of the peer."""
+    epoch: _builtins.int
+    """Epoch under which it was dialled; outcomes of an older one are dropped."""
+    succeeded: _builtins.int
+    """Streams that went well."""
+    refused: _builtins.int
+    """Connections refused or reset before the first byte."""
+    stalled: _builtins.int
+    """Streams that broke or fell silent."""
+    overloaded: _builtins.int
+    """Streams refused for lack of a slot; nobody's fault."""
+    first_byte_seconds: _builtins.float
+    """Mean time to the first byte in seconds, of the streams that went well."""
+    seconds_per_mib: _builtins.float
+    """Mean seconds per MiB of the streams that went well."""
+    @_builtins.property
+    def corrupt_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Digests of which it sent wrong bytes."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        succeeded: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        stalled: _builtins.int = ...,
+        overloaded: _builtins.int = ...,
+        first_byte_seconds: _builtins.float = ...,
+        seconds_per_mib: _builtins.float = ...,
+        corrupt_digests: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrupt_digests", b"corrupt_digests", "epoch", b"epoch", "first_byte_seconds", b"first_byte_seconds", "node_id", b"node_id", "overloaded", b"overloaded", "refused", b"refused", "seconds_per_mib", b"seconds_per_mib", "stalled", b"stalled", "succeeded", b"succeeded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerOutcomes: _TypeAlias = PeerOutcomes  # noqa: Y015
+
+@_typing.final
+class ReportOutcomesResponse(_message.Message):
+    """ReportOutcomesResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportOutcomesResponse: _TypeAlias = ReportOutcomesResponse  # noqa: Y015
+
+@_typing.final
+class DrainNodeRequest(_message.Message):
+    """DrainNodeRequest names a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """Node id."""
+    draining: _builtins.bool
+    """True: take it out of service. False: back into it."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        draining: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeRequest: _TypeAlias = DrainNodeRequest  # noqa: Y015
+
+@_typing.final
+class DrainNodeResponse(_message.Message):
+    """DrainNodeResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeResponse: _TypeAlias = DrainNodeResponse  # noqa: Y015
+
+@_typing.final
 class ListNodesRequest(_message.Message):
     """ListNodesRequest is empty."""
 
@@ -806,8 +956,11 @@ class ListNodesResponse(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     STALE_FIELD_NUMBER: _builtins.int
+    MASS_GUARD_FIELD_NUMBER: _builtins.int
     stale: _builtins.bool
     """True when Redis is away and the answer is from the tracker's memory."""
+    mass_guard: _builtins.bool
+    """True while the mass guard holds transitions back: so many nodes seem to fail at once that the tracker doubts itself."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Node]:
         """The nodes, by id."""
@@ -817,10 +970,11 @@ class ListNodesResponse(_message.Message):
         *,
         nodes: _abc.Iterable[_types_pb2.Node] | None = ...,
         stale: _builtins.bool = ...,
+        mass_guard: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "stale", b"stale"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mass_guard", b"mass_guard", "nodes", b"nodes", "stale", b"stale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

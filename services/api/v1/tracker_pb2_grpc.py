@@ -55,6 +55,16 @@ class TrackerServiceStub:
                 request_serializer=stafett_dot_api_dot_v1_dot_tracker__pb2.WatchRequest.SerializeToString,
                 response_deserializer=stafett_dot_api_dot_v1_dot_tracker__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.ReportOutcomes = channel.unary_unary(
+                '/stafett.api.v1.TrackerService/ReportOutcomes',
+                request_serializer=stafett_dot_api_dot_v1_dot_tracker__pb2.ReportOutcomesRequest.SerializeToString,
+                response_deserializer=stafett_dot_api_dot_v1_dot_tracker__pb2.ReportOutcomesResponse.FromString,
+                _registered_method=True)
+        self.DrainNode = channel.unary_unary(
+                '/stafett.api.v1.TrackerService/DrainNode',
+                request_serializer=stafett_dot_api_dot_v1_dot_tracker__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=stafett_dot_api_dot_v1_dot_tracker__pb2.DrainNodeResponse.FromString,
+                _registered_method=True)
         self.ListNodes = channel.unary_unary(
                 '/stafett.api.v1.TrackerService/ListNodes',
                 request_serializer=stafett_dot_api_dot_v1_dot_tracker__pb2.ListNodesRequest.SerializeToString,
@@ -101,6 +111,20 @@ class TrackerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportOutcomes(self, request, context):
+        """ReportOutcomes tells how peers behaved towards one gateway; sent in batches, never per chunk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainNode(self, request, context):
+        """DrainNode takes a node out of service, or back, on an operator's behalf. NOT_FOUND when it is not known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListNodes(self, request, context):
         """ListNodes lists nodes, also those that are DOWN but not yet forgotten.
         """
@@ -137,6 +161,16 @@ def add_TrackerServiceServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=stafett_dot_api_dot_v1_dot_tracker__pb2.WatchRequest.FromString,
                     response_serializer=stafett_dot_api_dot_v1_dot_tracker__pb2.WatchResponse.SerializeToString,
+            ),
+            'ReportOutcomes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportOutcomes,
+                    request_deserializer=stafett_dot_api_dot_v1_dot_tracker__pb2.ReportOutcomesRequest.FromString,
+                    response_serializer=stafett_dot_api_dot_v1_dot_tracker__pb2.ReportOutcomesResponse.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=stafett_dot_api_dot_v1_dot_tracker__pb2.DrainNodeRequest.FromString,
+                    response_serializer=stafett_dot_api_dot_v1_dot_tracker__pb2.DrainNodeResponse.SerializeToString,
             ),
             'ListNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNodes,
@@ -258,6 +292,60 @@ class TrackerService:
             '/stafett.api.v1.TrackerService/Watch',
             stafett_dot_api_dot_v1_dot_tracker__pb2.WatchRequest.SerializeToString,
             stafett_dot_api_dot_v1_dot_tracker__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportOutcomes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stafett.api.v1.TrackerService/ReportOutcomes',
+            stafett_dot_api_dot_v1_dot_tracker__pb2.ReportOutcomesRequest.SerializeToString,
+            stafett_dot_api_dot_v1_dot_tracker__pb2.ReportOutcomesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stafett.api.v1.TrackerService/DrainNode',
+            stafett_dot_api_dot_v1_dot_tracker__pb2.DrainNodeRequest.SerializeToString,
+            stafett_dot_api_dot_v1_dot_tracker__pb2.DrainNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,10 @@ class TrackerServiceStub:
     """ResolveTag tells what the nodes last knew an image name to mean. NOT_FOUND when no live node has it."""
     Watch: _grpc.UnaryStreamMultiCallable[_tracker_pb2.WatchRequest, _tracker_pb2.WatchResponse]
     """Watch streams node states: a snapshot first, then changes; a new snapshot whenever the changes have a gap."""
+    ReportOutcomes: _grpc.UnaryUnaryMultiCallable[_tracker_pb2.ReportOutcomesRequest, _tracker_pb2.ReportOutcomesResponse]
+    """ReportOutcomes tells how peers behaved towards one gateway; sent in batches, never per chunk."""
+    DrainNode: _grpc.UnaryUnaryMultiCallable[_tracker_pb2.DrainNodeRequest, _tracker_pb2.DrainNodeResponse]
+    """DrainNode takes a node out of service, or back, on an operator's behalf. NOT_FOUND when it is not known."""
     ListNodes: _grpc.UnaryUnaryMultiCallable[_tracker_pb2.ListNodesRequest, _tracker_pb2.ListNodesResponse]
     """ListNodes lists nodes, also those that are DOWN but not yet forgotten."""
     ListImages: _grpc.UnaryUnaryMultiCallable[_tracker_pb2.ListImagesRequest, _tracker_pb2.ListImagesResponse]
@@ -65,6 +69,10 @@ class TrackerServiceAsyncStub(TrackerServiceStub):
     """ResolveTag tells what the nodes last knew an image name to mean. NOT_FOUND when no live node has it."""
     Watch: _aio.UnaryStreamMultiCallable[_tracker_pb2.WatchRequest, _tracker_pb2.WatchResponse]  # type: ignore[assignment]
     """Watch streams node states: a snapshot first, then changes; a new snapshot whenever the changes have a gap."""
+    ReportOutcomes: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ReportOutcomesRequest, _tracker_pb2.ReportOutcomesResponse]  # type: ignore[assignment]
+    """ReportOutcomes tells how peers behaved towards one gateway; sent in batches, never per chunk."""
+    DrainNode: _aio.UnaryUnaryMultiCallable[_tracker_pb2.DrainNodeRequest, _tracker_pb2.DrainNodeResponse]  # type: ignore[assignment]
+    """DrainNode takes a node out of service, or back, on an operator's behalf. NOT_FOUND when it is not known."""
     ListNodes: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListNodesRequest, _tracker_pb2.ListNodesResponse]  # type: ignore[assignment]
     """ListNodes lists nodes, also those that are DOWN but not yet forgotten."""
     ListImages: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ListImagesRequest, _tracker_pb2.ListImagesResponse]  # type: ignore[assignment]
@@ -107,6 +115,22 @@ class TrackerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_tracker_pb2.WatchResponse], _abc.AsyncIterator[_tracker_pb2.WatchResponse]]:
         """Watch streams node states: a snapshot first, then changes; a new snapshot whenever the changes have a gap."""
+
+    @_abc_1.abstractmethod
+    def ReportOutcomes(
+        self,
+        request: _tracker_pb2.ReportOutcomesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tracker_pb2.ReportOutcomesResponse, _abc.Awaitable[_tracker_pb2.ReportOutcomesResponse]]:
+        """ReportOutcomes tells how peers behaved towards one gateway; sent in batches, never per chunk."""
+
+    @_abc_1.abstractmethod
+    def DrainNode(
+        self,
+        request: _tracker_pb2.DrainNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tracker_pb2.DrainNodeResponse, _abc.Awaitable[_tracker_pb2.DrainNodeResponse]]:
+        """DrainNode takes a node out of service, or back, on an operator's behalf. NOT_FOUND when it is not known."""
 
     @_abc_1.abstractmethod
     def ListNodes(

@@ -145,6 +145,7 @@ class Node(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     BLOB_COUNT_FIELD_NUMBER: _builtins.int
+    FLAPS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Name, unique in the cluster: 1 to 253 characters of a-z, A-Z, 0-9, '.', '_' and '-'."""
     epoch: _builtins.int
@@ -161,6 +162,8 @@ class Node(_message.Message):
     """Changes of this node under this epoch, from 0: of two descriptions the one with the higher (epoch, sequence) wins."""
     blob_count: _builtins.int
     """Complete blobs it has announced under this incarnation; 0 when unknown. Set by ListNodes only."""
+    flaps: _builtins.int
+    """How often it fell from READY under this incarnation."""
     @_builtins.property
     def address(self) -> Global___Address:
         """Where its BlobService listens."""
@@ -192,10 +195,11 @@ class Node(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         health: Global___HealthSample | None = ...,
         blob_count: _builtins.int = ...,
+        flaps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "health", b"health", "topology", b"topology"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "blob_count", b"blob_count", "epoch", b"epoch", "health", b"health", "id", b"id", "labels", b"labels", "reason", b"reason", "sequence", b"sequence", "state", b"state", "state_since_unix_ms", b"state_since_unix_ms", "topology", b"topology", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "blob_count", b"blob_count", "epoch", b"epoch", "flaps", b"flaps", "health", b"health", "id", b"id", "labels", b"labels", "reason", b"reason", "sequence", b"sequence", "state", b"state", "state_since_unix_ms", b"state_since_unix_ms", "topology", b"topology", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
