@@ -44,5 +44,10 @@ def add_blob_service(server: grpc.aio.Server, servicer: Any) -> None:
             request_deserializer=node_pb2.ExpectBlobsRequest.FromString,
             response_serializer=node_pb2.ExpectBlobsResponse.SerializeToString,
         ),
+        "VerifyBlob": grpc.unary_unary_rpc_method_handler(
+            servicer.VerifyBlob,
+            request_deserializer=node_pb2.VerifyBlobRequest.FromString,
+            response_serializer=node_pb2.VerifyBlobResponse.SerializeToString,
+        ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(BLOB_SERVICE, handlers),))

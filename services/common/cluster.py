@@ -69,6 +69,7 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict)
     health: HealthSample | None = None
     blob_count: int = 0
+    flaps: int = 0
 
     @property
     def rank(self) -> tuple[int, int]:

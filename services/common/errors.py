@@ -81,6 +81,14 @@ class Unsupported(StafettError):
         super().__init__(f"{what} is not supported: Stafett is a pull-only mirror")
 
 
+class NodeUnknown(StafettError):
+    """No node of that name is registered."""
+
+    def __init__(self, node_id: str) -> None:
+        super().__init__(f"no node {node_id[:100]!r} is registered: see stafett nodes")
+        self.node_id = node_id
+
+
 class NotServed(StafettError):
     """No path of manifests or blobs: tags/list and referrers among others, which a mirror answers with 404."""
 

@@ -28,6 +28,7 @@ STATUS_OF: dict[type[errors.StafettError], grpc.StatusCode] = {
     errors.ManifestInvalid: grpc.StatusCode.DATA_LOSS,
     errors.Denied: grpc.StatusCode.PERMISSION_DENIED,
     errors.Unsupported: grpc.StatusCode.UNIMPLEMENTED,
+    errors.NodeUnknown: grpc.StatusCode.NOT_FOUND,
     errors.NotServed: grpc.StatusCode.NOT_FOUND,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,

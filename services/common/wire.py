@@ -98,6 +98,7 @@ def node_to_wire(node: Node) -> types_pb2.Node:
         labels=dict(node.labels),
         health=health_to_wire(node.health) if node.health else None,
         blob_count=node.blob_count,
+        flaps=node.flaps,
     )
 
 
@@ -116,6 +117,7 @@ def node_from_wire(message: types_pb2.Node) -> Node:
         labels=dict(message.labels),
         health=health_from_wire(message.health) if message.HasField("health") else None,
         blob_count=message.blob_count,
+        flaps=message.flaps,
     )
 
 

@@ -15,6 +15,7 @@ STATUS_AND_CODE: dict[type[errors.StafettError], tuple[int, str]] = {
     errors.ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
     errors.ManifestInvalid: (404, "MANIFEST_UNKNOWN"),
     errors.Denied: (404, "DENIED"),
+    errors.NodeUnknown: (404, "NAME_UNKNOWN"),
     errors.NotServed: (404, "NAME_UNKNOWN"),
     errors.Unsupported: (405, "UNSUPPORTED"),
     # 503 and never 429, which containerd retries on the same host without any pause.

@@ -18,11 +18,20 @@ class StreamSlots:
     limit: int
     taken: int = 0
     draining: bool = False
+    leaving: bool = False
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while no stream runs."""
 
     def __post_init__(self) -> None:
         self.idle.set()
+
+    def order_drain(self, draining: bool) -> None:
+        """Follow an operator's wish; a node that is leaving does not come back."""
+        self.draining = draining or self.leaving
+
+    def leave(self) -> None:
+        """Take no new streams until the end."""
+        self.leaving = self.draining = True
 
     @contextmanager
     def take(self) -> Iterator[None]:

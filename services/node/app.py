@@ -41,6 +41,7 @@ async def serve(settings: NodeSettings, stopping: asyncio.Event) -> None:
     Raises:
         StartupFailed: if its port is taken.
     """
+    loop = asyncio.get_running_loop()
     disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
     store = _open_store(settings, disk)
     slots, tally = StreamSlots(settings.max_streams), Tally()
@@ -58,6 +59,7 @@ async def serve(settings: NodeSettings, stopping: asyncio.Event) -> None:
         HealthProbe(
             settings.content_root or Path("/"), slots.limit, lambda: slots.taken, lambda: indexer.store_available, tally
         ).sample,
+        lambda draining: loop.call_soon_threadsafe(slots.order_drain, draining),
     )
     indexer = Indexer(store, session.publish, settings.relist_interval_seconds)
     throttle = Throttle(settings.upload_limit_bytes_per_second)
@@ -71,7 +73,7 @@ async def serve(settings: NodeSettings, stopping: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             indexing = group.create_task(indexer.run())
             await stopping.wait()
-            slots.draining = True
+            slots.leave()
             session.drain()
             await _until_idle(slots, settings.drain_grace_seconds)
             indexing.cancel()

@@ -48,6 +48,7 @@ class Indexer:
         self._expected: dict[Digest, float] = {}
         self._hinted = asyncio.Event()
         self._expecting = asyncio.Event()
+        self._condemned: set[Digest] = set()
         self._discarding_reported = False
         self.store_available = False
 
@@ -76,9 +77,14 @@ class Indexer:
             self._set_blobs({held: size for held, size in self._blobs.items() if held != digest})
         self._hinted.set()
 
+    def condemn(self, digest: Digest) -> None:
+        """The bytes of a blob are wrong: withdraw it, and never list it again while it stays in the store."""
+        self._condemned.add(digest)
+        self.evict(digest)
+
     async def look_up(self, digest: Digest) -> int | None:
         """Ask the store itself for a blob that is not listed yet; it is from then on."""
-        size = await self._store.size_of(digest)
+        size = None if digest in self._condemned else await self._store.size_of(digest)
         if size is not None:
             self._set_blobs({**self._blobs, digest: size})
         return size
@@ -117,7 +123,9 @@ class Indexer:
                 self.store_available = False
 
     async def _list(self) -> None:
-        blobs = await self._store.list_blobs()
+        listed = await self._store.list_blobs()
+        self._condemned &= listed.keys()
+        blobs = {digest: size for digest, size in listed.items() if digest not in self._condemned}
         images = await self._held_images(await self._store.list_images(), blobs)
         if blobs != self._blobs or images != self._images:
             self._blobs, self._images = blobs, images
@@ -135,7 +143,8 @@ class Indexer:
             arrived: dict[Digest, int] = {}
             try:
                 for digest in list(self._expected):
-                    if (size := await self._store.size_of(digest)) is not None:
+                    size = await self._store.size_of(digest)
+                    if size is not None and digest not in self._condemned:
                         arrived[digest] = size
             except Unavailable:
                 self.store_available = False

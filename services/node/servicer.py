@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from collections.abc import AsyncGenerator
 
 import grpc
@@ -55,6 +57,27 @@ class BlobServicer:
             raise RequestInvalid("digests", f"at most {EXPECT_MAX}")
         self._indexer.expect([Digest.parse(digest) for digest in request.digests])
         return node_pb2.ExpectBlobsResponse()
+
+    async def VerifyBlob(  # noqa: N802
+        self, request: node_pb2.VerifyBlobRequest, context: Context
+    ) -> node_pb2.VerifyBlobResponse:
+        """Read a blob again; a wrong one is withdrawn."""
+        digest = Digest.parse(request.digest)
+        size = await self._size_of(digest)
+        reader = await self._open(digest)
+        running = hashlib.sha256()
+        try:
+            async for chunk in reader.chunks(0, size):
+                await asyncio.to_thread(running.update, chunk)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        finally:
+            reader.close()
+        intact = running.hexdigest() == digest.hex
+        if not intact:
+            log.error("blob_corrupt", digest=str(digest), remedy="remove the image that has it and pull it again")
+            self._indexer.condemn(digest)
+        return node_pb2.VerifyBlobResponse(intact=intact)
 
     async def Read(self, request: node_pb2.ReadRequest, context: Context) -> AsyncGenerator[Frame, None]:  # noqa: N802
         """Stream a blob: its description, then its bytes."""

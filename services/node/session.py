@@ -35,6 +35,10 @@ BYE_SECONDS = 1.0
 Call = grpc.aio.StreamStreamCall[tracker_pb2.SessionRequest, tracker_pb2.SessionResponse]
 
 
+OnDrain = Callable[[bool], object]
+"""Hears, in the session's thread, that an operator wants the node drained (True) or back (False)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who registers."""
@@ -51,10 +55,15 @@ class SessionThread:
     """Runs the session. `publish`, `drain` and `stop` may be called from the main loop's thread."""
 
     def __init__(
-        self, target: str, tls: TlsFiles | None, identity: Identity, health: Callable[[], HealthSample]
+        self,
+        target: str,
+        tls: TlsFiles | None,
+        identity: Identity,
+        health: Callable[[], HealthSample],
+        on_drain: OnDrain = lambda draining: None,
     ) -> None:
         self._loop = asyncio.new_event_loop()
-        self._session = Session(target, tls, identity, health)
+        self._session = Session(target, tls, identity, health, on_drain)
         self._thread = threading.Thread(target=self._run, name="tracker-session", daemon=True)
 
     def start(self) -> None:
@@ -84,12 +93,18 @@ class Session:
     """One session after the other, until stopped."""
 
     def __init__(
-        self, target: str, tls: TlsFiles | None, identity: Identity, health: Callable[[], HealthSample]
+        self,
+        target: str,
+        tls: TlsFiles | None,
+        identity: Identity,
+        health: Callable[[], HealthSample],
+        on_drain: OnDrain = lambda draining: None,
     ) -> None:
         self._target = target
         self._tls = tls
         self._identity = identity
         self._health = health
+        self._on_drain = on_drain
         self._outbox = Outbox()
         self._news = asyncio.Event()
         self._acked = asyncio.Event()
@@ -202,6 +217,9 @@ class Session:
                 log.info("announcing_all", reason=response.command.announce_all.reason)
                 self._outbox.start_over()
                 self._news.set()
+            elif response.HasField("command") and response.command.HasField("drain"):
+                log.info("drain_ordered", draining=response.command.drain.draining)
+                self._on_drain(response.command.drain.draining)
 
     async def _announce(self, call: Call) -> None:
         while True:

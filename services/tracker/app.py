@@ -22,6 +22,8 @@ from stafett.tracker.lease_renewals import LeaseRenewals
 from stafett.tracker.lookup import Lookup
 from stafett.tracker.membership import Membership
 from stafett.tracker.membership_store import MembershipStore
+from stafett.tracker.outcomes import Outcomes
+from stafett.tracker.probe import grpc_probe, grpc_verify
 from stafett.tracker.redis_link import RedisLink, RedisPlace
 from stafett.tracker.servicer import TrackerServicer
 from stafett.tracker.session import SessionParts
@@ -48,22 +50,26 @@ async def serve(
     """
     rng = random.Random()
     link = RedisLink(RedisPlace.parse(settings.redis_url))
-    nodes = MembershipStore(link, settings.lease_ttl_seconds)
+    nodes = MembershipStore(link, settings.lease_ttl_seconds, settings.heartbeat_interval_seconds)
     holdings = HoldingsStore(link, rng)
     membership = Membership(nodes, refill_seconds=settings.lease_ttl_seconds)
     renewals = LeaseRenewals(nodes)
+    probe = grpc_probe(settings.tls)
+    housekeeping = Housekeeping(nodes, holdings, membership, probe, settings.lease_ttl_seconds)
     servicer = TrackerServicer(
         membership,
         Lookup(link, membership, nodes, holdings, rng),
-        SessionParts(nodes, renewals, holdings, settings.refresh_interval_seconds, rng),
+        SessionParts(nodes, renewals, holdings, settings.refresh_interval_seconds, rng, membership.ordered_to_drain),
+        Outcomes(nodes, membership, probe, grpc_verify(settings.tls)),
+        lambda: housekeeping.guarded,
         lease_ttl_seconds=settings.lease_ttl_seconds,
         heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
     )
-    housekeeping = Housekeeping(nodes, holdings, membership, settings.lease_ttl_seconds)
     loops = (
         membership.run,
         renewals.run,
         housekeeping.scan_leases,
+        housekeeping.clear_reported,
         partial(housekeeping.forget_nodes, settings.forget_after_seconds),
     )
     try:

@@ -1,55 +1,116 @@
-"""What every replica does on its own: look for leases that ran out, and forget nodes that are long gone."""
+"""What every replica does on its own: judge nodes by their leases, probe doubtful ones, forget those long gone."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 import structlog
 
 from stafett.common.cluster import NodeState
 from stafett.common.errors import Unavailable
 from stafett.tracker.holdings_store import HoldingsStore
-from stafett.tracker.liveness import Judge
+from stafett.tracker.liveness import Event, Judge, mass_failure
 from stafett.tracker.membership import Membership
-from stafett.tracker.membership_store import MembershipStore
+from stafett.tracker.membership_store import Due, MembershipStore, Scan
+from stafett.tracker.probe import Probe
 
 log = structlog.get_logger()
 
-SCAN_SECONDS = 0.5
+SCAN_SECONDS = 0.3
+PROBE_SECONDS = 2.0
+GUARD_PROBE_SECONDS = 2.0
+GUARD_SAMPLE = 16
 _SWEEPS_PER_LIFE = 10
 _SWEEP_MAX_SECONDS = 60.0
 
 
 class Housekeeping:
-    """Two loops, both run until cancelled."""
+    """Loops that run until cancelled. `guarded` tells whether the mass guard was up at the last scan."""
 
     def __init__(
-        self, nodes: MembershipStore, holdings: HoldingsStore, membership: Membership, lease_ttl_seconds: float
+        self,
+        nodes: MembershipStore,
+        holdings: HoldingsStore,
+        membership: Membership,
+        probe: Probe,
+        lease_ttl_seconds: float,
     ) -> None:
         self._nodes = nodes
         self._holdings = holdings
         self._membership = membership
+        self._probe = probe
+        self.guarded = False
         self._lease_ttl_seconds = lease_ttl_seconds
         self._redis_unix_ms = 0
 
     async def scan_leases(self) -> None:
-        """Scan each half second; as the first to see Redis fail and come back this also keeps the view honest."""
+        """Scan several times a second; as the first to see Redis fail and come back this keeps the view honest too."""
         judge = Judge(self._lease_ttl_seconds, 0.0).missed_scan(time.monotonic())
         due = time.monotonic()
         while True:
             await asyncio.sleep(due - time.monotonic())
             now = time.monotonic()
+            may_judge = judge.may_judge(now, now - due)
             try:
-                scan = await self._nodes.scan(judge=judge.may_judge(now, now - due))
-            except Unavailable:
-                judge = judge.missed_scan(time.monotonic())
-            else:
+                scan = await self._nodes.scan()
                 self._redis_unix_ms = scan.now_unix_ms
                 self._membership.observe(scan)
-                for node_id in scan.expired:
-                    log.warning("lease_expired", node=node_id)
+                if may_judge:
+                    await self._carry_out(scan)
+            except Unavailable:
+                judge = judge.missed_scan(time.monotonic())
             due = max(due + SCAN_SECONDS, time.monotonic())
+
+    async def _carry_out(self, scan: Scan) -> None:
+        """Make the transitions that are due, unless so many are that the guard goes up."""
+        recovered = [due for due in scan.due if due.event is Event.RECOVERED]
+        falling = [due for due in scan.due if due.event is not Event.RECOVERED]
+        new_falls = sum(1 for due in falling if due.event is not Event.LEASE_EXPIRED or self._is_ready(due.node_id))
+        if scan.guarded:
+            await self._end_guard(falling)
+        elif not scan.guard_lifted and mass_failure(scan.known_nodes, scan.recent_falls, new_falls):
+            log.error("mass_guard_raised", falling=len(falling), remedy="many nodes seem to fail at once: probing them")
+            await self._nodes.raise_guard()
+        else:
+            recovered += falling
+        for due in recovered:
+            if await self._nodes.apply(due):
+                log.warning("node_judged", node=due.node_id, reason=due.event.value)
+        self.guarded = scan.guarded
+
+    async def _end_guard(self, falling: Sequence[Due]) -> None:
+        """Probe some of those that seem to fail, one replica at a time; most are silent: then they did fail."""
+        if not falling or not await self._nodes.take_turn("guard", GUARD_PROBE_SECONDS):
+            return
+        sample = [due.node_id for due in falling[:GUARD_SAMPLE]]
+        members = [self._membership.members[node_id] for node_id in sample if node_id in self._membership.members]
+        answers = await asyncio.gather(*(self._probe(member.node.address) for member in members))
+        log.warning("mass_guard_probed", answered=sum(answers), silent=len(answers) - sum(answers))
+        if sum(answers) * 2 < len(answers):
+            await self._nodes.lift_guard()
+
+    async def clear_reported(self) -> None:
+        """Probe the nodes that gateways had reported; who answers again is READY again."""
+        while True:
+            await asyncio.sleep(PROBE_SECONDS)
+            reported = [
+                member.node
+                for member in self._membership.members.values()
+                if member.node.state is NodeState.SUSPECT and member.node.reason == Event.REPORTED.value
+            ]
+            try:
+                if reported and await self._nodes.take_turn("probe", PROBE_SECONDS / 2):
+                    for node in reported[:GUARD_SAMPLE]:
+                        if await self._probe(node.address):
+                            await self._nodes.apply(Due(node.id, node.epoch, Event.RECOVERED))
+            except Unavailable:
+                continue
+
+    def _is_ready(self, node_id: str) -> bool:
+        member = self._membership.members.get(node_id)
+        return member is not None and member.node.state is NodeState.READY
 
     async def forget_nodes(self, after_seconds: float) -> None:
         """Forget nodes, with all they held, that have been down for that long; one replica at a time does it."""

@@ -13,6 +13,9 @@ from stafett.common.cluster import NodeState
 ABSENT = "absent"
 """State of a node that nobody has heard of, as the scripts call it."""
 LAG_MAX_SECONDS = 0.2
+GUARD_SHARE = 0.3
+GUARD_NODES = 4
+"""Mass guard: more than this share of all nodes, and at least so many, failing within ten seconds."""
 
 
 class Event(Enum):
@@ -24,6 +27,11 @@ class Event(Enum):
     DRAIN_REVOKED = "draining revoked"
     LEASE_EXPIRED = "lease expired"
     LEFT = "left after draining"
+    DRAIN_ORDERED = "drained by an operator"
+    SESSION_BROKE = "session broke"
+    HEARTBEATS_MISSED = "heartbeats missed"
+    REPORTED = "reported by several gateways, and silent when probed"
+    RECOVERED = "recovered"
 
 
 _TAKES_STREAMS = NodeState.READY
@@ -37,7 +45,12 @@ _MOVES: dict[Event, dict[NodeState | None, NodeState]] = {
         NodeState.DRAINING: NodeState.DRAINING,
     },
     Event.DRAIN_ANNOUNCED: {NodeState.READY: NodeState.DRAINING, NodeState.SUSPECT: NodeState.DRAINING},
+    Event.DRAIN_ORDERED: {NodeState.READY: NodeState.DRAINING, NodeState.SUSPECT: NodeState.DRAINING},
     Event.DRAIN_REVOKED: {NodeState.DRAINING: NodeState.READY},
+    Event.SESSION_BROKE: {NodeState.READY: NodeState.SUSPECT},
+    Event.HEARTBEATS_MISSED: {NodeState.READY: NodeState.SUSPECT},
+    Event.REPORTED: {NodeState.READY: NodeState.SUSPECT},
+    Event.RECOVERED: {NodeState.SUSPECT: NodeState.READY},
     Event.LEASE_EXPIRED: dict.fromkeys((NodeState.READY, NodeState.SUSPECT, NodeState.DRAINING), NodeState.DOWN),
     Event.LEFT: dict.fromkeys((NodeState.READY, NodeState.SUSPECT, NodeState.DRAINING), NodeState.DOWN),
 }
@@ -71,3 +84,15 @@ class Judge:
     def missed_scan(self, now: float) -> Judge:
         """Start the time of mercy again, as a scan has failed."""
         return replace(self, blind_until=now + self.lease_ttl_seconds)
+
+
+def mass_failure(known: int, recent_falls: int, about_to_fall: int) -> bool:
+    """Tell whether so many nodes fail at once that the trackers had better doubt themselves.
+
+    Args:
+        known: nodes with a lease, and those that lost it within the last ten seconds.
+        recent_falls: nodes of these that left READY within the last ten seconds.
+        about_to_fall: nodes that would leave it now.
+    """
+    falling = recent_falls + about_to_fall
+    return about_to_fall > 0 and falling >= GUARD_NODES and falling > GUARD_SHARE * known

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from stafett.common.cluster import Node
+from stafett.common.cluster import Node, NodeState
 from stafett.common.errors import Unavailable
+from stafett.tracker.liveness import Event
 from stafett.tracker.membership_store import Change, MembershipStore, Scan, Snapshot
 from stafett.tracker.proximity import Member
 
@@ -73,6 +74,13 @@ class Membership:
     def members(self) -> Mapping[str, Member]:
         """All known nodes by id."""
         return self._members
+
+    def ordered_to_drain(self, node_id: str) -> bool:
+        """Tell whether an operator wants the node out of service."""
+        member = self._members.get(node_id)
+        if member is None or member.node.state is not NodeState.DRAINING:
+            return False
+        return member.node.reason == Event.DRAIN_ORDERED.value
 
     @property
     def refilling(self) -> bool:

@@ -20,7 +20,18 @@ from stafett.tracker.redis_link import RedisLink
 
 _SLOT = "stafett:{members}"
 _KEYS = (f"{_SLOT}:leases",)
-_EXPIRED_MAX = 256
+_FENCED, _CHANGED = 0, 2
+_DUE_MAX = 256
+_BROKEN_GRACE_MS = 500
+_REPORT_WINDOW_MS = 5_000
+_GUARD_MS = 60_000
+_GUARD_REST_MS = 15_000
+_EVENT_OF_CAUSE = {
+    "expired": Event.LEASE_EXPIRED,
+    "broke": Event.SESSION_BROKE,
+    "late": Event.HEARTBEATS_MISSED,
+    "fresh": Event.RECOVERED,
+}
 _EVENTS_MAX = 500
 _EVENTS_WAIT_MS = 400
 
@@ -47,13 +58,26 @@ class Renewal:
 
 
 @dataclass(frozen=True, slots=True)
+class Due:
+    """Something that should happen to a node, under the epoch that it was seen with."""
+
+    node_id: str
+    epoch: int
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
 class Scan:
-    """What a scan has found: the data set's marker, the newest revision, Redis' wall clock, the nodes it took down."""
+    """What a scan has found: the data set's marker and revision, Redis' wall clock, and what is due."""
 
     generation: str
     revision: int
     now_unix_ms: int
-    expired: tuple[str, ...]
+    known_nodes: int
+    recent_falls: int
+    guarded: bool
+    guard_lifted: bool
+    due: tuple[Due, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +101,13 @@ class Snapshot:
 class MembershipStore:
     """Adapter of the membership slot. Every method raises `Unavailable` while Redis is away."""
 
-    def __init__(self, link: RedisLink, lease_ttl_seconds: float) -> None:
+    def __init__(self, link: RedisLink, lease_ttl_seconds: float, heartbeat_interval_seconds: float) -> None:
         self._link = link
         self._ttl_ms = round(lease_ttl_seconds * 1000)
+        interval_ms = round(heartbeat_interval_seconds * 1000)
+        # A lease is late when two heartbeats are missing, with a quarter of one for the way; fresh just after one.
+        self._late_ms = max(1, self._ttl_ms - interval_ms * 9 // 4)
+        self._fresh_ms = self._ttl_ms - interval_ms * 5 // 4
 
     async def grant(self, registration: Registration) -> int:
         """Open a session: give it a lease and return its epoch, higher than all before."""
@@ -110,16 +138,52 @@ class MembershipStore:
         Raises:
             SessionLost: if the session is fenced; nothing has changed then.
         """
-        release = int(event is Event.LEFT)
-        if not (await self._link.run("change", _KEYS, [node_id, epoch, moves(event), event.value, release]))[0]:
+        if await self._change(Due(node_id, epoch, event)) == _FENCED:
             raise SessionLost(node_id, epoch)
 
-    async def scan(self, *, judge: bool) -> Scan:
-        """Look at the marker and, if allowed to judge, take down the nodes whose lease has run out."""
-        event = Event.LEASE_EXPIRED
-        args: list[str | int] = [_fresh(), int(judge), moves(event), event.value, _EXPIRED_MAX]
-        generation, revision, now, *expired = await self._link.run("scan", _KEYS, args)
-        return Scan(str(generation), int(revision), int(now), tuple(map(str, expired)))
+    async def apply(self, due: Due) -> bool:
+        """Apply what a scan found due; True if that changed the node's state, and nobody else had done it before."""
+        return await self._change(due) == _CHANGED
+
+    async def _change(self, due: Due) -> int:
+        release = int(due.event in (Event.LEFT, Event.LEASE_EXPIRED))
+        within: str | int = {Event.LEASE_EXPIRED: 0, Event.HEARTBEATS_MISSED: self._late_ms}.get(due.event, "")
+        args: list[str | int] = [due.node_id, due.epoch, moves(due.event), due.event.value, release, within]
+        return int((await self._link.run("change", _KEYS, args))[0])
+
+    async def note_broken(self, node_id: str, epoch: int) -> None:
+        """Note that a session's stream has broken; unless it is resumed soon, the node becomes suspect."""
+        await self._link.run("broke", _KEYS, [node_id, epoch])
+
+    async def report(self, node_id: str, reporter: str) -> int:
+        """Note that a gateway met a failure; return how many distinct ones did within the last five seconds."""
+        return int((await self._link.run("report", _KEYS, [node_id, reporter, _REPORT_WINDOW_MS]))[0])
+
+    async def raise_guard(self) -> None:
+        """Hold transitions back for at most a minute, at every replica."""
+        await self._link.commands([("SET", f"{_SLOT}:guard", "1", "NX", "PX", _GUARD_MS)])
+
+    async def lift_guard(self) -> None:
+        """Let transitions pass again, and do not raise the guard for a while."""
+        lifted = ("SET", f"{_SLOT}:guard-lifted", "1", "PX", _GUARD_REST_MS)
+        await self._link.commands([lifted, ("DEL", f"{_SLOT}:guard")])
+
+    async def scan(self) -> Scan:
+        """Look at the marker, and for nodes whose lease is late, gone or fresh again; nothing is changed yet."""
+        args: list[str | int] = [
+            _fresh(),
+            self._late_ms,
+            self._fresh_ms,
+            _BROKEN_GRACE_MS,
+            Event.REPORTED.value,
+            _DUE_MAX,
+        ]
+        generation, revision, now, known, falls, guard, *rows = await self._link.run("scan", _KEYS, args)
+        due = tuple(
+            Due(str(node_id), int(epoch), _EVENT_OF_CAUSE[str(cause)])
+            for node_id, epoch, cause in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
+        )
+        return Scan(str(generation), int(revision), int(now), int(known), int(falls), guard == 1, guard == 2, due)
 
     async def snapshot(self) -> Snapshot:
         """Read all nodes at once."""
@@ -175,5 +239,6 @@ def _member(fields: Mapping[str, str]) -> Member:
         version=fields["version"],
         sequence=int(fields["sequence"]),
         labels=json.loads(fields["labels"]),
+        flaps=int(fields.get("flaps", "0")),
     )
     return Member(node, int(fields["incarnation"], 16))

@@ -16,9 +16,11 @@ from stafett.common.topology import Topology
 from stafett.tracker.holdings_store import Announcement
 from stafett.tracker.lookup import Question
 from stafett.tracker.membership_store import Registration
+from stafett.tracker.outcomes import PeerReport
 
 DIGESTS_MAX = 1_000
 IMAGES_MAX = 200
+REPORTS_MAX = 1_000
 HOLDERS_MAX = 64
 _HOLDERS_DEFAULT = 16
 _TEXT_MAX = 253
@@ -54,6 +56,11 @@ def announcement(message: tracker_pb2.Announce) -> Announcement:
         images=_each("images", message.images, IMAGES_MAX, _image),
         withdrawn_images=_each("withdrawn_images", message.withdrawn_images, DIGESTS_MAX, image_name),
     )
+
+
+def peer_reports(message: tracker_pb2.ReportOutcomesRequest) -> tuple[str, tuple[PeerReport, ...]]:
+    """Read a gateway's batch: who reports, and what. Raises RequestInvalid."""
+    return check_node_id(message.reporter), _each("outcomes", message.outcomes, REPORTS_MAX, _peer_report)
 
 
 def digests(message: tracker_pb2.LocateRequest) -> tuple[Digest, ...]:
@@ -96,6 +103,11 @@ def _each(field: str, items: Iterable[Item], most: int, parse: Callable[[Item], 
         except (DigestInvalid, NameInvalid, RequestInvalid) as error:
             raise RequestInvalid(f"{field}[{index}]", str(error)) from error
     return tuple(parsed)
+
+
+def _peer_report(message: tracker_pb2.PeerOutcomes) -> PeerReport:
+    corrupt = _each("corrupt_digests", message.corrupt_digests, DIGESTS_MAX, Digest.parse)
+    return PeerReport(message.node_id, message.epoch, message.refused + message.stalled, corrupt)
 
 
 def _blob(message: tracker_pb2.HeldBlob) -> HeldBlob:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
 from stafett.common import wire
-from stafett.common.errors import RequestInvalid, Unavailable
+from stafett.common.errors import NodeUnknown, RequestInvalid, Unavailable
 from stafett.tracker import requests
+from stafett.tracker.liveness import Event
 from stafett.tracker.lookup import Lookup
 from stafett.tracker.membership import Membership, WatchStep
+from stafett.tracker.outcomes import Outcomes
 from stafett.tracker.session import NodeSession, SessionParts
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
         membership: Membership,
         lookup: Lookup,
         parts: SessionParts,
+        outcomes: Outcomes,
+        guarded: Callable[[], bool],
         *,
         lease_ttl_seconds: float,
         heartbeat_interval_seconds: float,
@@ -36,6 +40,8 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
         self.membership = membership
         self._lookup = lookup
         self._parts = parts
+        self._outcomes = outcomes
+        self._guarded = guarded
         self._lease_ttl_ms = round(lease_ttl_seconds * 1000)
         self._heartbeat_interval_ms = round(heartbeat_interval_seconds * 1000)
         self.stopping = False
@@ -93,11 +99,29 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
             async for step in steps:
                 yield _watch_response(step)
 
+    async def ReportOutcomes(  # noqa: N802
+        self, request: tracker_pb2.ReportOutcomesRequest, context: object
+    ) -> tracker_pb2.ReportOutcomesResponse:
+        await self._outcomes.take(*requests.peer_reports(request))
+        return tracker_pb2.ReportOutcomesResponse()
+
+    async def DrainNode(  # noqa: N802
+        self, request: tracker_pb2.DrainNodeRequest, context: object
+    ) -> tracker_pb2.DrainNodeResponse:
+        member = self.membership.members.get(request.node_id)
+        if member is None:
+            raise NodeUnknown(request.node_id)
+        event = Event.DRAIN_ORDERED if request.draining else Event.DRAIN_REVOKED
+        await self._parts.nodes.change(member.node.id, member.node.epoch, event)
+        return tracker_pb2.DrainNodeResponse()
+
     async def ListNodes(  # noqa: N802
         self, request: tracker_pb2.ListNodesRequest, context: object
     ) -> tracker_pb2.ListNodesResponse:
         nodes, stale = await self._lookup.nodes()
-        return tracker_pb2.ListNodesResponse(nodes=map(wire.node_to_wire, nodes), stale=stale)
+        return tracker_pb2.ListNodesResponse(
+            nodes=map(wire.node_to_wire, nodes), stale=stale, mass_guard=self._guarded()
+        )
 
     async def ListImages(  # noqa: N802
         self, request: tracker_pb2.ListImagesRequest, context: object
@@ -141,6 +165,10 @@ async def _beat(session: NodeSession, beat: tracker_pb2.Heartbeat) -> list[track
     responses = [tracker_pb2.SessionResponse(heartbeat_ack=tracker_pb2.HeartbeatAck(sequence=beat.sequence))]
     if reason:
         order = tracker_pb2.Command(announce_all=tracker_pb2.AnnounceAll(reason=reason))
+        responses.append(tracker_pb2.SessionResponse(command=order))
+    draining = session.drain_order()
+    if draining is not None:
+        order = tracker_pb2.Command(drain=tracker_pb2.Drain(draining=draining))
         responses.append(tracker_pb2.SessionResponse(command=order))
     return responses
 

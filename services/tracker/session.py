@@ -37,6 +37,8 @@ class SessionParts:
     holdings: HoldingsStore
     refresh_seconds: float
     rng: random.Random
+    ordered_to_drain: Callable[[str], bool]
+    """Whether an operator wants a node out of service."""
 
 
 class NodeSession:
@@ -46,6 +48,7 @@ class NodeSession:
         self._parts = parts
         self.owner = owner
         self._draining = False
+        self._ordered = False
         now = time.monotonic()
         self._compare_at = now + parts.rng.uniform(0, COMPARE_SECONDS)
         self._refresh_at = now + parts.rng.uniform(0.75, 1.25) * parts.refresh_seconds - age_seconds
@@ -95,14 +98,24 @@ class NodeSession:
         await self._until_done(lambda: self._parts.nodes.change(self.owner.node_id, self.owner.epoch, event))
         self._draining = draining
 
+    def drain_order(self) -> bool | None:
+        """Tell what the node must hear of an operator's wish: True to drain, False to go on, None for nothing."""
+        wanted = self._parts.ordered_to_drain(self.owner.node_id)
+        if wanted is self._ordered:
+            return None
+        self._ordered = wanted
+        return wanted
+
     async def close(self) -> None:
-        """Note that the node has ended the stream: one that was draining has left, others may come back in time."""
+        """Note that the stream has ended: a node that was draining has left, others may come back in time."""
         log.info("session_closed", node=self.owner.node_id, epoch=self.owner.epoch, draining=self._draining)
-        if self._draining:
-            try:
+        try:
+            if self._draining:
                 await self._parts.nodes.change(self.owner.node_id, self.owner.epoch, Event.LEFT)
-            except (SessionLost, Unavailable):
-                log.info("lease_not_released", node=self.owner.node_id, remedy="nothing to do, it expires")
+            else:
+                await self._parts.nodes.note_broken(self.owner.node_id, self.owner.epoch)
+        except (SessionLost, Unavailable):
+            log.info("end_not_noted", node=self.owner.node_id, remedy="nothing to do, the lease expires")
 
     async def _until_done(self, operation: Callable[[], Awaitable[None]]) -> None:
         for attempt in range(1 << 30):

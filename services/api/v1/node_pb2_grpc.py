@@ -86,8 +86,8 @@ class BlobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyBlob(self, request, context):
-        """VerifyBlob reads a blob again and checks its digest; a wrong one is withdrawn and not announced again until its file
-        changes. The tracker calls it when a gateway has received wrong bytes. NOT_FOUND when the blob is not here.
+        """VerifyBlob reads a blob again and checks its digest; a wrong one is withdrawn and not announced again while it
+        stays in the store. The tracker calls it when a gateway has received wrong bytes. NOT_FOUND when the blob is not here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

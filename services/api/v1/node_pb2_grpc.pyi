@@ -45,8 +45,8 @@ class BlobServiceStub:
     announces them as soon as the store has them. Only the host's own gateway calls it.
     """
     VerifyBlob: _grpc.UnaryUnaryMultiCallable[_node_pb2.VerifyBlobRequest, _node_pb2.VerifyBlobResponse]
-    """VerifyBlob reads a blob again and checks its digest; a wrong one is withdrawn and not announced again until its file
-    changes. The tracker calls it when a gateway has received wrong bytes. NOT_FOUND when the blob is not here.
+    """VerifyBlob reads a blob again and checks its digest; a wrong one is withdrawn and not announced again while it
+    stays in the store. The tracker calls it when a gateway has received wrong bytes. NOT_FOUND when the blob is not here.
     """
 
 @_typing.type_check_only
@@ -66,8 +66,8 @@ class BlobServiceAsyncStub(BlobServiceStub):
     announces them as soon as the store has them. Only the host's own gateway calls it.
     """
     VerifyBlob: _aio.UnaryUnaryMultiCallable[_node_pb2.VerifyBlobRequest, _node_pb2.VerifyBlobResponse]  # type: ignore[assignment]
-    """VerifyBlob reads a blob again and checks its digest; a wrong one is withdrawn and not announced again until its file
-    changes. The tracker calls it when a gateway has received wrong bytes. NOT_FOUND when the blob is not here.
+    """VerifyBlob reads a blob again and checks its digest; a wrong one is withdrawn and not announced again while it
+    stays in the store. The tracker calls it when a gateway has received wrong bytes. NOT_FOUND when the blob is not here.
     """
 
 class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -108,8 +108,8 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_pb2.VerifyBlobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_node_pb2.VerifyBlobResponse, _abc.Awaitable[_node_pb2.VerifyBlobResponse]]:
-        """VerifyBlob reads a blob again and checks its digest; a wrong one is withdrawn and not announced again until its file
-        changes. The tracker calls it when a gateway has received wrong bytes. NOT_FOUND when the blob is not here.
+        """VerifyBlob reads a blob again and checks its digest; a wrong one is withdrawn and not announced again while it
+        stays in the store. The tracker calls it when a gateway has received wrong bytes. NOT_FOUND when the blob is not here.
         """
 
 def add_BlobServiceServicer_to_server(servicer: BlobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

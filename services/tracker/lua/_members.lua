@@ -36,9 +36,16 @@ local function after(moves, state)
   end
 end
 
+-- A node's state changes. Falls from READY are counted for it (flaps), and remembered for the mass guard.
 local function enter(id, state, reason)
-  local key = P .. 'node:' .. id
+  local key, now = P .. 'node:' .. id, now_ms()
+  local fell = redis.call('HGET', key, 'state') == 'ready' and (state == 'suspect' or state == 'down')
+  if fell then
+    redis.call('HINCRBY', key, 'flaps', 1)
+    redis.call('ZADD', P .. 'falls', now, id)
+  end
+  redis.call(state == 'suspect' and 'SADD' or 'SREM', P .. 'suspects', id)
   redis.call('HINCRBY', key, 'sequence', 1)
-  redis.call('HSET', key, 'state', state, 'reason', reason, 'since', text(now_ms()))
+  redis.call('HSET', key, 'state', state, 'reason', reason, 'since', text(now))
   publish(id)
 end

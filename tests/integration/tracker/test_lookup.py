@@ -82,7 +82,7 @@ async def test_a_few_farther_holders_are_named_beside_a_full_rack(one: RunningTr
 async def test_among_2000_holders_the_one_in_the_rack_comes_first(valkey: ValkeyServer) -> None:
     rng = random.Random(1)
     link = RedisLink(RedisPlace.parse(valkey.url))
-    nodes, holdings = MembershipStore(link, 60), HoldingsStore(link, rng)
+    nodes, holdings = MembershipStore(link, 60, 1), HoldingsStore(link, rng)
     for number in range(2000):
         place = HERE if number == 777 else Topology("eu", f"eu-{rng.randrange(4)}", f"rack{rng.randrange(50)}")
         said = Registration(f"n{number}", 1, Address("127.0.0.1", 7000), place, {}, "0.1.0")
@@ -100,13 +100,14 @@ async def test_among_2000_holders_the_one_in_the_rack_comes_first(valkey: Valkey
 
 async def test_live_holders_are_found_behind_many_dead_ones(valkey: ValkeyServer) -> None:
     link = RedisLink(RedisPlace.parse(valkey.url))
-    nodes, holdings = MembershipStore(link, 0.001), HoldingsStore(link, random.Random(1))
+    nodes, holdings = MembershipStore(link, 0.001, 0.0001), HoldingsStore(link, random.Random(1))
     for number in range(200):
         said = Registration(f"dead{number}", 1, Address("127.0.0.1", 7000), HERE, {}, "0.1.0")
         owner = Owner(said.node_id, await nodes.grant(said), 1, HERE)
         await holdings.open(owner)
         await holdings.announce(owner, Announcement(holds=(HeldBlob(A, 10),)))
-    await nodes.scan(judge=True)
+    for due in (await nodes.scan()).due:
+        await nodes.apply(due)
     await link.close()
     async with tracker(valkey.url) as running:
         await running.ready()
@@ -180,8 +181,13 @@ async def test_two_replicas_agree_and_a_change_reaches_the_watchers_of_both(valk
             states.append((step.revision, step.changed.state))
             if step.changed.state == types_pb2.NODE_STATE_DOWN:
                 break
-        assert [state for _, state in states] == [types_pb2.NODE_STATE_READY, types_pb2.NODE_STATE_DOWN]
-        assert states[1][0] == states[0][0] + 1
+        assert [state for _, state in states] == [
+            types_pb2.NODE_STATE_READY,
+            types_pb2.NODE_STATE_SUSPECT,
+            types_pb2.NODE_STATE_DOWN,
+        ]
+        revisions = [revision for revision, _ in states]
+        assert revisions == list(range(revisions[0], revisions[0] + 3)), "each change is made and published once"
         watch.cancel()
 
         async def down() -> bool:

@@ -106,7 +106,7 @@ async def test_after_a_loss_of_data_the_old_view_stays_until_the_nodes_had_time_
     async with view(store, refill_seconds=0.3) as membership, aclosing(membership.watch()) as steps:
         await anext(steps)
         store.current = Snapshot("g2", 1, {"a": member("a", 2)})
-        membership.observe(Scan("g2", 0, 0, ()))
+        membership.observe(Scan("g2", 0, 0, 0, 0, False, False, ()))
         assert membership.refilling
         kept = await anext(steps)
         assert (kept.snapshot, kept.revision, len(kept.nodes)) == (True, 0, 2)
@@ -121,5 +121,5 @@ async def test_a_smaller_revision_calls_for_a_new_snapshot() -> None:
     store = ScriptedStore(member("a", 1))
     async with view(store) as membership:
         store.current = Snapshot("g1", 7, {"b": member("b", 1)})
-        membership.observe(Scan("g1", 7, 0, ()))
+        membership.observe(Scan("g1", 7, 0, 0, 0, False, False, ()))
         await until(lambda: set(membership.members) == {"b"})

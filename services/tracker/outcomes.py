@@ -1,0 +1,59 @@
+"""What gateways report of their peers: failures that two of them met make a node suspect, if a probe confirms."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from stafett.common.cluster import Node, NodeState
+from stafett.common.digest import Digest
+from stafett.tracker.liveness import Event
+from stafett.tracker.membership import Membership
+from stafett.tracker.membership_store import Due, MembershipStore
+from stafett.tracker.probe import Probe
+
+log = structlog.get_logger()
+
+REPORTERS_NEEDED = 2
+"""One gateway alone never evicts anybody: it may be the one that is cut off."""
+
+Verify = Callable[[Node, Digest], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerReport:
+    """How a peer behaved towards one gateway: failures that count, and digests of which it sent wrong bytes."""
+
+    node_id: str
+    epoch: int
+    failures: int
+    corrupt: tuple[Digest, ...]
+
+
+class Outcomes:
+    """Takes reports."""
+
+    def __init__(self, nodes: MembershipStore, membership: Membership, probe: Probe, verify: Verify) -> None:
+        self._nodes = nodes
+        self._membership = membership
+        self._probe = probe
+        self._verify = verify
+
+    async def take(self, reporter: str, reports: Sequence[PeerReport]) -> None:
+        """Act on one gateway's batch. Raises Unavailable: if Redis is away."""
+        known = [
+            (report, member.node) for report in reports if (member := self._membership.members.get(report.node_id))
+        ]
+        current = [(report, node) for report, node in known if report.epoch == node.epoch]
+        await asyncio.gather(*(self._judge(node, reporter) for report, node in current if report.failures))
+        await asyncio.gather(*(self._verify(node, digest) for report, node in current for digest in report.corrupt))
+
+    async def _judge(self, node: Node, reporter: str) -> None:
+        reporters = await self._nodes.report(node.id, reporter)
+        if reporters < REPORTERS_NEEDED or node.state is not NodeState.READY or await self._probe(node.address):
+            return
+        if await self._nodes.apply(Due(node.id, node.epoch, Event.REPORTED)):
+            log.warning("node_judged", node=node.id, reason=Event.REPORTED.value, reporters=reporters)
