@@ -211,7 +211,7 @@ async def test_nothing_is_lost_while_no_tracker_is_there() -> None:
 
 
 async def test_a_session_thread_keeps_a_node_located_in_a_real_cluster(valkey: ValkeyServer) -> None:
-    async with tracker(valkey.url) as running:
+    async with tracker(valkey.url, lease_ttl_seconds=60.0) as running:
         await running.ready()
         thread = SessionThread(f"ipv4:127.0.0.1:{running.port}", None, IDENTITY, sample)
         thread.start()
