@@ -133,6 +133,7 @@ class Session:
         async with asyncio.TaskGroup() as group:
             keeper = group.create_task(self._keep())
             await self._stopping.wait()
+            await asyncio.wait([keeper], timeout=BYE_SECONDS)
             keeper.cancel()
 
     async def _keep(self) -> None:
@@ -141,7 +142,7 @@ class Session:
         rng = random.Random()
         attempt = 0
         try:
-            while True:
+            while not self._stopping.is_set():  # a cancellation may get lost among the errors of a session's tasks
                 reason, registered = await self._one_session(stub)
                 self._outbox.session_lost()
                 attempt = 0 if registered else attempt + 1
@@ -150,9 +151,14 @@ class Session:
                     log.warning(
                         "tracker_away", target=self._target, reason=reason, remedy="trying again; see --tracker"
                     )
-                await asyncio.sleep(backoff_seconds(attempt, cap=2.0, rng=rng))
+                await self._pause(backoff_seconds(attempt, cap=2.0, rng=rng))
         finally:
             await channel.close()
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
     async def _one_session(self, stub: tracker_pb2_grpc.TrackerServiceAsyncStub) -> tuple[str, bool]:
         """Register and stay until it ends; tell why it did, and whether it had registered."""
@@ -160,9 +166,6 @@ class Session:
         self._registered = False
         try:
             return await self._converse(call), self._registered
-        except asyncio.CancelledError:
-            await _say_goodbye(call)
-            raise
         finally:
             call.cancel()
 
@@ -175,6 +178,7 @@ class Session:
                 group.create_task(self._read(call))
                 group.create_task(self._announce(call))
                 group.create_task(self._beat(call, granted.heartbeat_interval_ms / 1000))
+                group.create_task(self._leave(call))
         except* asyncio.InvalidStateError:
             reason = "the tracker ended it during a write"
         except* grpc.aio.AioRpcError as errors:
@@ -258,6 +262,13 @@ class Session:
                 await self._acked.wait()
             await asyncio.sleep(max(0.0, sent_at + interval_seconds - loop.time()))
 
+    async def _leave(self, call: Call) -> None:
+        """When stopped, end the stream properly, so that a drained node's lease goes at once."""
+        await self._stopping.wait()
+        async with self._writing:  # and nobody writes any more
+            await call.done_writing()
+            await asyncio.sleep(SESSION_SECONDS)
+
     async def _write(self, call: Call, message: tracker_pb2.SessionRequest) -> None:
         async with self._writing:
             await call.write(message)
@@ -273,14 +284,6 @@ async def _response(call: Call) -> tracker_pb2.SessionResponse:
     if not isinstance(response, tracker_pb2.SessionResponse):
         raise Unavailable("tracker", "it ended the session")
     return response
-
-
-async def _say_goodbye(call: Call) -> None:
-    """End the stream properly, so that a drained node's lease goes at once."""
-    with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        async with asyncio.timeout(BYE_SECONDS):
-            await call.done_writing()
-            await call.read()
 
 
 def _first(group: BaseExceptionGroup[grpc.aio.AioRpcError]) -> str:

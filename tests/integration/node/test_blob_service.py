@@ -1,0 +1,218 @@
+"""BlobService over real gRPC, out of a real layout."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from stafett.api.v1 import node_pb2, node_pb2_grpc
+from stafett.cli.local_cluster.images import MadeImage
+from stafett.common.blob_codec import BlobInfo, Frame
+from stafett.common.blob_files import blob_path
+from stafett.common.blob_rpc import add_blob_service, read_frames
+from stafett.common.cluster import Address
+from stafett.common.digest import Digest
+from stafett.common.grpc_transport import bind, new_server, peer_channel
+from stafett.node.admission import StreamSlots, Throttle
+from stafett.node.health import Tally
+from stafett.node.indexer import Indexer
+from stafett.node.servicer import BlobServicer
+from tests.integration.node.hosts import PLATFORM, LayoutHost, becomes
+
+LAYER_BYTES = 12 * 1024 * 1024
+"""More than the windows on the way hold, so that a reader that pauses holds the sender up."""
+SLOTS = 2
+NODE_ID = "n1"
+
+
+class Held:
+    """The blobs that the indexer has published last."""
+
+    def __init__(self) -> None:
+        self.digests: frozenset[Digest] = frozenset()
+
+
+@dataclass
+class Peer:
+    """A serving node, and a channel to it."""
+
+    host: LayoutHost
+    image: MadeImage
+    content: bytes
+    slots: StreamSlots
+    tally: Tally
+    channel: grpc.aio.Channel
+    held: Held
+
+    @property
+    def digest(self) -> Digest:
+        return Digest.of(self.content)
+
+    def read(
+        self, digest: object, offset: int = 0, length: int = 0, ancestors: Sequence[str] = ()
+    ) -> grpc.aio.UnaryStreamCall[node_pb2.ReadRequest, Frame]:
+        request = node_pb2.ReadRequest(digest=str(digest), offset=offset, length=length, ancestors=ancestors)
+        return read_frames(self.channel)(request, timeout=30)
+
+    async def frames(
+        self, digest: object, offset: int = 0, length: int = 0, ancestors: Sequence[str] = ()
+    ) -> list[Frame]:
+        return [frame async for frame in self.read(digest, offset, length, ancestors)]
+
+    async def refusal(
+        self, digest: object, offset: int = 0, ancestors: Sequence[str] = ()
+    ) -> tuple[grpc.StatusCode, str]:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await self.frames(digest, offset, 0, ancestors)
+        return refused.value.code(), refused.value.details() or ""
+
+
+@pytest.fixture
+async def peer(tmp_path: Path, disk: ThreadPoolExecutor) -> AsyncIterator[Peer]:
+    host = LayoutHost(tmp_path / "layout", disk)
+    image = await host.receive("registry.test/lib/app:1", LAYER_BYTES)
+    content = blob_path(host.root, image.blobs[PLATFORM][1].digest).read_bytes()
+    held = Held()
+
+    def publish(blobs: object, _: object) -> None:
+        assert isinstance(blobs, dict)
+        held.digests = frozenset(blobs)
+
+    indexer = Indexer(host.store, publish, 3600)
+    slots, tally = StreamSlots(SLOTS), Tally()
+    server, _ = new_server()
+    add_blob_service(server, BlobServicer(NODE_ID, host.store, indexer, slots, Throttle(0), tally))
+    port = bind(server, Address("127.0.0.1", 0), None)
+    await server.start()
+    channel = peer_channel(Address("127.0.0.1", port), None)
+    running = asyncio.create_task(indexer.run())
+    try:
+        await becomes(lambda: len(held.digests) == 4)
+        yield Peer(host, image, content, slots, tally, channel, held)
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        await channel.close()
+        await server.stop(grace=0)
+
+
+def joined(frames: list[Frame]) -> bytes:
+    return b"".join(bytes(frame) for frame in frames if isinstance(frame, (bytes, memoryview)))
+
+
+async def test_a_stream_starts_with_the_description_and_is_the_blob(peer: Peer) -> None:
+    frames = await peer.frames(peer.digest)
+    size = len(peer.content)
+    assert frames[0] == BlobInfo(size, complete=True, available_bytes=size)
+    assert all(isinstance(frame, (bytes, memoryview)) for frame in frames[1:])
+    assert Digest.of(joined(frames)) == peer.digest
+    assert peer.tally.sent_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [(0, 1), (1, 0), (1_048_575, 2_097_155), (LAYER_BYTES, 0), (5, 1 << 62)],
+)
+async def test_any_range_is_served(peer: Peer, offset: int, length: int) -> None:
+    frames = await peer.frames(peer.digest, offset, length)
+    assert isinstance(frames[0], BlobInfo)
+    assert joined(frames) == peer.content[offset : offset + length if length else None]
+
+
+async def test_at_its_end_a_blob_has_no_bytes_and_beyond_it_no_range(peer: Peer) -> None:
+    size = len(peer.content)
+    assert await peer.frames(peer.digest, size) == [BlobInfo(size, complete=True, available_bytes=size)]
+    code, _ = await peer.refusal(peer.digest, size + 1)
+    assert code is grpc.StatusCode.OUT_OF_RANGE
+    assert peer.slots.taken == 0
+
+
+async def test_an_absent_blob_is_not_found(peer: Peer) -> None:
+    code, _ = await peer.refusal(Digest.of(b"absent"))
+    assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_blob_that_vanished_is_not_found_and_withdrawn(peer: Peer) -> None:
+    assert peer.digest in peer.held.digests
+    await peer.host.lose(peer.digest)
+    code, _ = await peer.refusal(peer.digest)
+    assert code is grpc.StatusCode.NOT_FOUND
+    await becomes(lambda: peer.digest not in peer.held.digests)
+
+
+async def test_a_blob_that_arrived_since_the_last_listing_is_served(peer: Peer) -> None:
+    image = await peer.host.receive("registry.test/lib/app:2", 10, seed=2)
+    layer = image.blobs[PLATFORM][1]
+    assert len(joined(await peer.frames(layer.digest))) == layer.size_bytes
+    assert layer.digest in peer.held.digests
+
+
+async def test_a_file_shorter_than_listed_is_a_failure_and_counted(peer: Peer) -> None:
+    path = blob_path(peer.host.root, peer.digest)
+    path.chmod(0o644)
+    path.write_bytes(peer.content[:1000])
+    code, details = await peer.refusal(peer.digest)
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert str(peer.host.root) not in details
+    assert peer.tally.disk_errors == 1
+
+
+@pytest.mark.parametrize(
+    "digest", ["", "sha256:ab", "sha256:../../etc/passwd", "md5:" + "0" * 32, "sha256:" + "A" * 64]
+)
+async def test_a_malformed_digest_is_refused_without_internals(peer: Peer, digest: str) -> None:
+    code, details = await peer.refusal(digest)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    for internal in ("Traceback", "Error", str(peer.host.root), ".py"):
+        assert internal not in details
+
+
+async def test_a_node_refuses_to_be_its_own_ancestor(peer: Peer) -> None:
+    code, _ = await peer.refusal(peer.digest, ancestors=["n2", NODE_ID])
+    assert code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT)
+
+
+async def test_beyond_the_limit_streams_are_refused_until_a_client_goes_away(peer: Peer) -> None:
+    calls = [peer.read(peer.digest) for _ in range(SLOTS)]
+    for call in calls:
+        assert isinstance(await call.read(), BlobInfo)
+    code, _ = await peer.refusal(peer.digest)
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    calls[0].cancel()
+    await becomes(lambda: peer.slots.taken < SLOTS)
+    assert Digest.of(joined(await peer.frames(peer.digest))) == peer.digest
+    calls[1].cancel()
+    await becomes(lambda: peer.slots.taken == 0)
+
+
+async def test_a_draining_node_finishes_what_it_serves_and_takes_nothing_new(peer: Peer) -> None:
+    frames = aiter(peer.read(peer.digest))
+    assert isinstance(await anext(frames), BlobInfo)
+    peer.slots.draining = True
+    code, _ = await peer.refusal(peer.digest)
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert Digest.of(joined([frame async for frame in frames])) == peer.digest
+    await asyncio.wait_for(peer.slots.idle.wait(), 30)
+
+
+async def test_stat_tells_the_size_or_that_there_is_nothing(peer: Peer) -> None:
+    stub = node_pb2_grpc.BlobServiceStub(peer.channel)
+    answer = await stub.Stat(node_pb2.StatRequest(digest=str(peer.digest)), timeout=10)
+    assert (answer.info.size_bytes, answer.info.complete) == (len(peer.content), True)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.Stat(node_pb2.StatRequest(digest=str(Digest.of(b"absent"))), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_too_many_or_malformed_expectations_are_refused(peer: Peer) -> None:
+    stub = node_pb2_grpc.BlobServiceStub(peer.channel)
+    for digests in ([str(peer.digest)] * 1001, ["sha256:x"]):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ExpectBlobs(node_pb2.ExpectBlobsRequest(digests=digests), timeout=10)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
