@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2
 
 from stafett.api.v1 import tracker_pb2
@@ -129,12 +130,9 @@ async def test_an_operator_drains_a_node_and_brings_it_back(valkey: ValkeyServer
         order = (await session.receive()).command
         assert order.HasField("drain")
         assert not order.drain.draining
-        try:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
             await at.stub.DrainNode(tracker_pb2.DrainNodeRequest(node_id="nobody", draining=True), timeout=5)
-        except grpc.aio.AioRpcError as error:
-            assert error.code() is grpc.StatusCode.NOT_FOUND
-        else:
-            raise AssertionError("an unknown node was drained")
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_when_many_nodes_fall_silent_but_answer_probes_none_is_judged(valkey: ValkeyServer) -> None:
