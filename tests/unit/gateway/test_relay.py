@@ -1,0 +1,154 @@
+"""A transfer goes on, whatever its holders do."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from stafett.common.cluster import Holder
+from stafett.common.digest import Digest
+from stafett.common.errors import BlobUnknown, CorruptContent, Overloaded, Unavailable
+from stafett.common.topology import Topology
+from stafett.gateway.byte_range import Span, resolve_range
+from stafett.gateway.locator import Locator
+from stafett.gateway.quarantine import Quarantine
+from stafett.gateway.relay import Relay, Transfer
+from stafett.gateway.selection import Asking, rank_nearest
+from tests.unit.gateway.cluster import CHUNK, FakePeers, FakeTracker, Script, content_of, holder
+
+CONTENT = content_of(10 * CHUNK + 77)
+SIZE = len(CONTENT)
+D = Digest.of(CONTENT)
+
+
+@asynccontextmanager
+async def relay(scripts: dict[str, Script], holders: tuple[Holder, ...] | None = None) -> AsyncIterator[Relay]:
+    """A relay over scripted peers; the first named is the nearest."""
+    if holders is None:
+        holders = tuple(holder(name, SIZE, zone="ab"[min(1, rank)]) for rank, name in enumerate(scripts))
+    async with asyncio.TaskGroup() as group:
+        yield Relay(
+            Locator(FakeTracker({D: holders}), group),
+            FakePeers(scripts),
+            rank_nearest,
+            Asking("me", Topology("eu", "a")),
+            Quarantine(),
+            0.2,
+            lambda reason: None,
+            random.Random(1),
+        )
+
+
+def peers_of(relay: Relay) -> FakePeers:
+    assert isinstance(relay.reader, FakePeers)
+    return relay.reader
+
+
+async def pulled(relay: Relay, span: Span | None = None) -> bytes:
+    transfer = Transfer(relay, D, SIZE, span or Span(0, SIZE, False))
+    return b"".join([bytes(piece) async for piece in transfer.pieces()])
+
+
+@pytest.mark.parametrize("position", [0, 1, CHUNK - 1, CHUNK, 5 * CHUNK + 3, SIZE - 1])
+async def test_a_stream_that_breaks_anywhere_goes_on_from_the_next_holder(position: int) -> None:
+    async with relay({"n1": Script(CONTENT, breaks_at=position), "n2": Script(CONTENT)}) as broken:
+        assert await pulled(broken) == CONTENT
+        assert peers_of(broken).asked == [("n1", 0), ("n2", position)]
+        assert peers_of(broken).open_now == 0
+        assert +broken.pending == {}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        Script(CONTENT, stalls_at=3 * CHUNK),
+        Script(CONTENT, stalls_at=0),
+        Script(CONTENT, ends_at=4 * CHUNK),
+        Script(CONTENT, states_bytes=SIZE + 1),
+        Script(CONTENT, breaks_at=0, error=lambda name: Overloaded("streams", 1)),
+        Script(CONTENT, breaks_at=0, error=lambda name: BlobUnknown(D)),
+    ],
+    ids=["stalls", "stalls at once", "ends early", "states another size", "overloaded", "has lost it"],
+)
+async def test_a_holder_that_fails_in_any_way_is_left_for_the_next(script: Script) -> None:
+    async with relay({"n1": script, "n2": Script(CONTENT)}) as failing:
+        assert await pulled(failing) == CONTENT
+        assert len(peers_of(failing).asked) == 2
+
+
+async def test_a_peer_that_waits_is_not_taken_for_a_stalled_one() -> None:
+    async with relay({"n1": Script(CONTENT, waits=20), "n2": Script(CONTENT)}) as waiting:
+        assert await pulled(waiting) == CONTENT
+        assert [name for name, _ in peers_of(waiting).asked] == ["n1"]
+
+
+async def test_bytes_beyond_the_end_are_never_passed_on() -> None:
+    async with relay({"n1": Script(CONTENT, extra=b"more")}) as generous:
+        assert await pulled(generous) == CONTENT
+
+
+async def test_a_suffix_range_survives_a_failure_in_the_middle() -> None:
+    span = resolve_range("bytes=-5000", SIZE)
+    async with relay({"n1": Script(CONTENT, breaks_at=SIZE - 2000), "n2": Script(CONTENT)}) as broken:
+        assert await pulled(broken, span) == CONTENT[-5000:]
+
+
+async def test_nobody_is_asked_twice_when_all_fail_at_the_same_byte() -> None:
+    scripts = {f"n{number}": Script(CONTENT, breaks_at=CHUNK) for number in range(5)}
+    async with relay(scripts) as broken:
+        with pytest.raises(BlobUnknown):
+            await pulled(broken)
+        assert sorted(name for name, _ in peers_of(broken).asked) == sorted(scripts)
+
+
+async def test_a_holder_that_becomes_known_late_is_still_offered() -> None:
+    scripts = {"n1": Script(CONTENT, breaks_at=2 * CHUNK), "late": Script(CONTENT)}
+    async with relay(scripts, (holder("n1", SIZE),)) as known:
+        transfer = Transfer(known, D, SIZE, Span(0, SIZE, False))
+        pieces = transfer.pieces()
+        received = bytes(await anext(pieces))
+        tracker = FakeTracker({D: (holder("n1", SIZE), holder("late", SIZE))})
+        known.locator._tracker = tracker  # the cluster learns of another holder meanwhile
+        received += b"".join([bytes(piece) async for piece in pieces])
+        assert received == CONTENT
+        assert [name for name, _ in peers_of(known).asked] == ["n1", "late"]
+
+
+@pytest.mark.parametrize("wrong_at", [0, SIZE // 2, SIZE - 1])
+async def test_wrong_bytes_never_make_a_whole_blob_and_the_next_attempt_goes_elsewhere(wrong_at: int) -> None:
+    lie = CONTENT[:wrong_at] + bytes([CONTENT[wrong_at] ^ 1]) + CONTENT[wrong_at + 1 :]
+    async with relay({"liar": Script(lie), "honest": Script(CONTENT)}) as lied:
+        received = bytearray()
+
+        async def receive() -> None:
+            async for piece in Transfer(lied, D, SIZE, Span(0, SIZE, False)).pieces():
+                received.extend(piece)
+
+        with pytest.raises(CorruptContent):
+            await receive()
+        assert 0 < len(received) < SIZE
+        assert await pulled(lied) == CONTENT
+        assert [name for name, _ in peers_of(lied).asked] == ["liar", "honest"]
+
+
+async def test_a_client_that_leaves_closes_the_stream_at_the_peer() -> None:
+    async with relay({"n1": Script(CONTENT)}) as left:
+        pieces = Transfer(left, D, SIZE, Span(0, SIZE, False)).pieces()
+        await anext(pieces)
+        assert peers_of(left).open_now == 1
+        assert left.pending["n1"] == 1
+        await pieces.aclose()
+        assert peers_of(left).open_now == 0
+        assert left.pending["n1"] == 0
+
+
+async def test_with_nobody_left_the_first_piece_is_a_clear_no() -> None:
+    async with relay({"n1": Script(CONTENT, breaks_at=0, error=lambda name: Unavailable(name, "refused"))}) as alone:
+        transfer = Transfer(alone, D, SIZE, Span(0, SIZE, False))
+        pieces = transfer.pieces()
+        with pytest.raises(BlobUnknown):
+            await transfer.first_piece(pieces)
