@@ -12,5 +12,5 @@ if [ -z "$against" ]; then
 fi
 before=$(mktemp -d)
 trap 'rm -rf "$before"' EXIT
-git archive "$against" protos/stafett buf.yaml | tar -x -C "$before"
-buf breaking --path protos/stafett --against "$before"
+git archive "$against" protos buf.yaml | tar -x -C "$before"
+buf breaking --against "$before"
