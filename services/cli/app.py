@@ -101,6 +101,18 @@ def demo(
     raise typer.Exit(run_demo(store, as_json=as_json))
 
 
+@app.command(rich_help_panel="Operate")
+def drain(
+    node_id: Annotated[str, typer.Argument(help="Node as listed by stafett nodes.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Put it back into service.")] = False,
+    tracker: TrackerTarget = "ipv4:127.0.0.1:7460",
+) -> None:
+    """Take a node out of service: no new streams, those that run go on."""
+    from stafett.cli.overview import drain_node
+
+    raise typer.Exit(drain_node(tracker, node_id, draining=not undo))
+
+
 @app.command("version", rich_help_panel="Look")
 def show_version() -> None:
     """Print the version."""

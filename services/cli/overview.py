@@ -1,4 +1,4 @@
-"""`stafett nodes` and `stafett images`: what the trackers know, as tables or JSON."""
+"""What the trackers know, as tables or JSON, and what an operator tells them: nodes, images, drain."""
 
 from __future__ import annotations
 
@@ -76,6 +76,21 @@ def show_images(target: str, *, as_json: bool) -> int:
         for image in images
     ]
     _print_table(("image", "digest", "size", "complete copies", "other", "pulled"), rows, stale=answer.stale)
+    return 0
+
+
+def drain_node(target: str, node_id: str, *, draining: bool) -> int:
+    """Take a node out of service or back into it; return the exit code."""
+    try:
+        with grpc.insecure_channel(target, options=_NO_PROXY) as channel:
+            stub = tracker_pb2_grpc.TrackerServiceStub(channel)
+            stub.DrainNode(tracker_pb2.DrainNodeRequest(node_id=node_id, draining=draining), timeout=CALL_SECONDS)
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            print(f"no node {node_id} is registered: see stafett nodes", file=sys.stderr)
+            return EXIT_FAILED
+        return _no_tracker(target)
+    print(f"{node_id} {'takes no new streams; those that run go on' if draining else 'is back in service'}")
     return 0
 
 

@@ -10,10 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from stafett.cli.local_cluster.cluster import LocalCluster
-from stafett.cli.local_cluster.images import make_image
+from stafett.cli.local_cluster.images import MadeImage, make_image
 from stafett.cli.local_cluster.parts import run
 from stafett.cli.local_cluster.processes import wait_until
 from stafett.common.digest import Digest
@@ -62,6 +63,16 @@ def test_pull_gets_an_image_from_a_peer_and_the_overviews_tell_of_it(tmp_path: P
         assert (listed["name"], listed["complete_node_ids"]) == ("reg.test/lib/app:1", ["holding"])
         assert listed["content_bytes"] == image.pulled_bytes(PLATFORM)
         assert "holding" in run([*STAFETT, "nodes", *target[:2]]).stdout
+
+        assert run([*STAFETT, "drain", "holding", *target[:2]]).returncode == 0
+        wait_until(
+            lambda: httpx2.get(f"{asking.gateway_url}{layer_of(image)}", trust_env=False).status_code == 404, "drain"
+        )
+        assert run([*STAFETT, "drain", "holding", "--undo", *target[:2]]).returncode == 0
+        wait_until(
+            lambda: httpx2.get(f"{asking.gateway_url}{layer_of(image)}", trust_env=False).status_code == 200, "return"
+        )
+        assert run([*STAFETT, "drain", "nobody", *target[:2]]).returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -116,6 +127,10 @@ def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path) -> None:
     assert b"Traceback" not in errors
     assert list(tmp_path.glob("stafett-*")) == []
     assert not [line for line in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(line)]
+
+
+def layer_of(image: MadeImage) -> str:
+    return f"/v2/lib/app/blobs/{image.blobs[PLATFORM][1].digest}?ns=reg.test"
 
 
 def _read(path: Path) -> bytes:
