@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, Denied, ManifestUnknown, Overloaded, StafettError, Unsupported
-from stafett.common.oci import Index, Manifest
+from stafett.common.oci import Index
 from stafett.gateway.byte_range import Span, resolve_range
 from stafett.gateway.exchange import JSON, Exchange, Outcome
 from stafett.gateway.expectations import Expectations
@@ -158,8 +158,8 @@ class Content:
             return
         missing = [digest for digest in digests if not located[digest]]
         absent = [digest for digest in missing if not await self._is_own(digest)]
-        complete = not absent if isinstance(document.parsed, Manifest) else len(absent) < len(digests)
-        if isinstance(document.parsed, Manifest | Index) and not complete:
+        platforms_left = isinstance(document.parsed, Index) and len(absent) < len(digests)
+        if absent and not platforms_left:
             raise ManifestUnknown(document.digest)
 
     async def _is_own(self, digest: Digest) -> bool:

@@ -38,7 +38,7 @@ class GatewayMetrics:
         )
 
     def count_request(self, kind: str, outcome: str) -> None:
-        """Count one ended request; outcome is hit, miss, truncated, client_gone, refused or crashed."""
+        """Count one ended request; `outcome` is a value of `exchange.Outcome`."""
         self._requests.labels(kind, outcome).inc()
 
     def count_bytes(self, source: str, size_bytes: int) -> None:
