@@ -25,6 +25,7 @@ from stafett.gateway.grpc_tracker import GrpcTracker
 from stafett.gateway.locator import Locator
 from stafett.gateway.manifests import Manifests
 from stafett.gateway.metrics import GatewayMetrics
+from stafett.gateway.outcomes import Outcomes
 from stafett.gateway.own_content import OwnContent
 from stafett.gateway.quarantine import Quarantine
 from stafett.gateway.relay import Relay
@@ -74,6 +75,7 @@ async def _run(
     metrics = GatewayMetrics()
     try:
         async with asyncio.TaskGroup() as group:
+            outcomes = Outcomes(tracker)
             relay = Relay(
                 Locator(tracker, group),
                 peers,
@@ -82,6 +84,7 @@ async def _run(
                 Quarantine(),
                 settings.stall_timeout_seconds,
                 metrics.count_failover,
+                outcomes,
                 random.Random(),
             )
             root = Path(settings.content_root) if settings.content_root else None
@@ -97,7 +100,9 @@ async def _run(
                 metrics,
                 ports,
             )
-            endless = [group.create_task(tracker.watch(relay.nodes)), group.create_task(expectations.run())]
+            endless = [
+                group.create_task(work) for work in (tracker.watch(relay.nodes), expectations.run(), outcomes.run())
+            ]
             log.info("listening", ports={port.value: number for number, port in ports.items()})
             app = Starlette(routes=build_routes(content, relay, own_node, metrics))
             await _serve_http(app, sockets, settings.stop_grace_seconds, stopping)

@@ -16,7 +16,8 @@ from stafett.common.backoff import backoff_seconds
 from stafett.common.cluster import Holder, Node
 from stafett.common.digest import Digest
 from stafett.common.errors import DigestInvalid, ManifestUnknown, Unavailable
-from stafett.gateway.ports import TagTarget
+from stafett.common.grpc_transport import CONTROL_DEADLINE_SECONDS
+from stafett.gateway.ports import PeerTally, TagTarget
 from stafett.gateway.selection import Asking
 
 log = structlog.get_logger()
@@ -76,6 +77,25 @@ class GrpcTracker:
             except DigestInvalid as error:
                 raise ManifestUnknown(name) from error
         raise AssertionError("the last try returns or raises")
+
+    async def report(self, tallies: Mapping[str, PeerTally]) -> None:
+        """See `ports.Tracker`."""
+        outcomes = [
+            tracker_pb2.PeerOutcomes(
+                node_id=node_id,
+                epoch=tally.epoch,
+                succeeded=tally.succeeded,
+                stalled=tally.stalled,
+                overloaded=tally.overloaded,
+                corrupt_digests=[str(digest) for digest in tally.corrupt],
+            )
+            for node_id, tally in tallies.items()
+        ]
+        request = tracker_pb2.ReportOutcomesRequest(reporter=self._asking.node_id, outcomes=outcomes)
+        try:
+            await self._stub.ReportOutcomes(request, timeout=CONTROL_DEADLINE_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise Unavailable("tracker", error.code().name) from error
 
     async def watch(self, nodes: dict[str, Node]) -> NoReturn:
         """Keep `nodes` at what the trackers believe, for ever; while none answers it stays as it is."""

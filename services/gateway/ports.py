@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from stafett.common.blob_codec import Frame
@@ -21,6 +21,17 @@ class TagTarget:
     updated_at_unix_ms: int
 
 
+@dataclass
+class PeerTally:
+    """What one peer did since the last report, under the epoch that it was dialled with."""
+
+    epoch: int
+    succeeded: int = 0
+    stalled: int = 0
+    overloaded: int = 0
+    corrupt: set[Digest] = field(default_factory=set)
+
+
 class Tracker(Protocol):
     """Where holders are found."""
 
@@ -30,6 +41,10 @@ class Tracker(Protocol):
 
     async def resolve_tag(self, name: str) -> TagTarget:
         """Tell what "registry/repository:tag" means. Raises ManifestUnknown, Unavailable."""
+        ...
+
+    async def report(self, tallies: Mapping[str, PeerTally]) -> None:
+        """Tell how peers, by node id, behaved. Raises Unavailable."""
         ...
 
 

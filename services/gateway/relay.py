@@ -31,6 +31,7 @@ from stafett.common.errors import (
 )
 from stafett.gateway.byte_range import Span
 from stafett.gateway.locator import Locator
+from stafett.gateway.outcomes import Outcomes
 from stafett.gateway.ports import PeerReader
 from stafett.gateway.quarantine import Quarantine
 from stafett.gateway.selection import Asking, Candidate, Rank
@@ -57,6 +58,7 @@ class Relay:
     quarantine: Quarantine
     stall_timeout_seconds: float
     count_failover: Callable[[str], None]
+    outcomes: Outcomes
     rng: random.Random
     nodes: dict[str, Node] = field(default_factory=dict)
     """What Watch says of each node."""
@@ -82,7 +84,7 @@ class Transfer:
         self._hash = hashlib.sha256() if span.length == size_bytes else None
         self._hashing: asyncio.Future[None] | None = None
         self._failed: set[str] = set()
-        self._contributors: set[str] = set()
+        self._contributors: dict[str, Node] = {}
         self._lookups = 0
         self.served_by: Candidate | None = None
 
@@ -100,6 +102,7 @@ class Transfer:
                     async for piece in stream:
                         await self._account(piece)
                         yield piece
+                self._relay.outcomes.succeeded(candidate.node)
             except _HOLDER_FAILED as error:
                 self._note_failure(candidate, error)
 
@@ -164,7 +167,7 @@ class Transfer:
         Hashing runs in a thread while the piece is already on its way (hashlib lets go of the GIL).
         """
         assert self.served_by is not None
-        self._contributors.add(self.served_by.node.id)
+        self._contributors[self.served_by.node.id] = self.served_by.node
         self._position += len(piece)
         if self._hash is None:
             return
@@ -176,6 +179,8 @@ class Transfer:
         await self._hashing
         if self._hash.hexdigest() != self._digest.hex:
             self._relay.quarantine.add(self._digest, self._contributors)
+            for node in self._contributors.values():
+                self._relay.outcomes.corrupt(node, self._digest)
             log.error("wrong_bytes", digest=str(self._digest), nodes=sorted(self._contributors))
             raise CorruptContent(self._digest, ", ".join(sorted(self._contributors)))
 
@@ -184,6 +189,10 @@ class Transfer:
         self._failed.add(node_id)
         if isinstance(error, BlobUnknown):
             self._relay.locator.forget(self._digest, node_id)
+        elif isinstance(error, Overloaded):
+            self._relay.outcomes.overloaded(candidate.node)
+        else:
+            self._relay.outcomes.failed(candidate.node)
         reason = "stalled" if isinstance(error, Unavailable) and error.reason == "stalled" else type(error).__name__
         self._relay.count_failover(reason)
         log.info("holder_left", node=node_id, reason=str(error), digest=str(self._digest), offset=self._position)

@@ -13,7 +13,7 @@ from stafett.common.cluster import Address, Holder, Node, NodeState
 from stafett.common.digest import Digest
 from stafett.common.errors import ManifestUnknown, Unavailable
 from stafett.common.topology import Topology
-from stafett.gateway.ports import TagTarget
+from stafett.gateway.ports import PeerTally, TagTarget
 
 CHUNK = 1000
 
@@ -85,6 +85,12 @@ class FakeTracker:
     tags: Mapping[str, TagTarget] = field(default_factory=dict)
     away: bool = False
     calls: list[tuple[Digest, ...]] = field(default_factory=list)
+    reports: list[Mapping[str, PeerTally]] = field(default_factory=list)
+
+    async def report(self, tallies: Mapping[str, PeerTally]) -> None:
+        if self.away:
+            raise Unavailable("tracker", "away")
+        self.reports.append(tallies)
 
     async def locate(self, digests: Sequence[Digest]) -> Mapping[Digest, tuple[Holder, ...]]:
         self.calls.append(tuple(digests))

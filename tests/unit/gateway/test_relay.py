@@ -15,6 +15,7 @@ from stafett.common.errors import BlobUnknown, CorruptContent, Overloaded, Unava
 from stafett.common.topology import Topology
 from stafett.gateway.byte_range import Span, resolve_range
 from stafett.gateway.locator import Locator
+from stafett.gateway.outcomes import Outcomes
 from stafett.gateway.quarantine import Quarantine
 from stafett.gateway.relay import Relay, Transfer
 from stafett.gateway.selection import Asking, rank_nearest
@@ -39,6 +40,7 @@ async def relay(scripts: dict[str, Script], holders: tuple[Holder, ...] | None =
             Quarantine(),
             0.2,
             lambda reason: None,
+            Outcomes(FakeTracker()),
             random.Random(1),
         )
 
@@ -152,3 +154,24 @@ async def test_with_nobody_left_the_first_piece_is_a_clear_no() -> None:
         pieces = transfer.pieces()
         with pytest.raises(BlobUnknown):
             await transfer.first_piece(pieces)
+
+
+async def test_failures_are_told_to_the_trackers_in_one_batch_and_lies_with_their_digest() -> None:
+    lie = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
+    scripts = {"broken": Script(CONTENT, breaks_at=0), "busy": Script(CONTENT), "liar": Script(lie)}
+    scripts["busy"] = Script(CONTENT, breaks_at=0, error=lambda name: Overloaded("streams", 1))
+    tracker = FakeTracker()
+    async with relay(scripts) as shared:
+        shared.outcomes = Outcomes(tracker)
+        with pytest.raises(CorruptContent):
+            await pulled(shared)
+        telling = asyncio.create_task(shared.outcomes.run())
+        async with asyncio.timeout(10):
+            while not tracker.reports:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        telling.cancel()
+    (told,) = tracker.reports
+    assert told["broken"].stalled == 1
+    assert told["liar"].corrupt == {D}
+    if "busy" in told:
+        assert (told["busy"].stalled, told["busy"].overloaded) == (0, 1), "a full peer is nobody's fault"
