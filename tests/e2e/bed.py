@@ -120,6 +120,10 @@ class Bed:
 
         wait_until(registered, f"{count} ready nodes")
 
+    def holders(self, digest: Digest) -> list[str]:
+        """Ask the trackers who holds a blob."""
+        return [holder.node_id for holder in self._stub_call([digest]).blobs[0].holders]
+
     def _stub_call(self, digests: list[Digest]) -> tracker_pb2.LocateResponse:
         with grpc.insecure_channel(self.cluster.tracker_target, options=_NO_PROXY) as channel:
             stub = tracker_pb2_grpc.TrackerServiceStub(channel)

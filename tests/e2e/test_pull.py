@@ -210,3 +210,23 @@ def stop_stafett(bed: Bed, host: Host) -> None:
 def socket_of(host: Host) -> str:
     assert host.containerd is not None
     return str(host.containerd.socket)
+
+
+def test_a_corrupted_copy_costs_one_attempt_at_most_and_is_withdrawn(bed: Bed) -> None:
+    image = bed.push_image("pull/corrupted", {PLATFORM: [3_000_000]}, seed=14)
+    first, second, _ = bed.hosts
+    bed.pull(first, image.name)
+    bed.wait_held(first, digests_of(image))
+    layer = image.blobs[PLATFORM][1]
+    path = first.content_root / "blobs" / "sha256" / layer.digest.hex
+    damaged = bytearray(path.read_bytes())
+    damaged[1_000_000] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(damaged)
+    assert second.containerd is not None
+    second.containerd.pull(image.name, "--platform", PLATFORM)  # may fail, once
+    ingests = second.content_root / "ingest"
+    wait_until(lambda: not any(ingests.iterdir()), "containerd has dropped the failed download")
+    bed.pull(second, image.name)
+    bed.assert_complete(second, image)
+    wait_until(lambda: first.name not in bed.holders(layer.digest), "the corrupted copy is withdrawn")
