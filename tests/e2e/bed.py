@@ -124,6 +124,13 @@ class Bed:
         """Ask the trackers who holds a blob."""
         return [holder.node_id for holder in self._stub_call([digest]).blobs[0].holders]
 
+    def sent_bytes(self, host: Host) -> int:
+        """Bytes that the host's node has sent to peers, by its last heartbeat."""
+        with grpc.insecure_channel(self.cluster.tracker_target, options=_NO_PROXY) as channel:
+            stub = tracker_pb2_grpc.TrackerServiceStub(channel)
+            nodes = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=2).nodes
+        return sum(node.health.sent_bytes for node in nodes if node.id == host.name)
+
     def _stub_call(self, digests: list[Digest]) -> tracker_pb2.LocateResponse:
         with grpc.insecure_channel(self.cluster.tracker_target, options=_NO_PROXY) as channel:
             stub = tracker_pb2_grpc.TrackerServiceStub(channel)
