@@ -79,7 +79,7 @@ def is_serving(port: int, service: str = "") -> bool:
 
 
 def run(command: list[str | Path], timeout_seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
-    """Run a helper program to its end, output captured."""
+    """Run a program to its end, output captured."""
     return subprocess.run(  # the caller looks at the exit code
         [str(part) for part in command], capture_output=True, text=True, timeout=timeout_seconds, check=False
     )
