@@ -13,7 +13,7 @@ from stafett.cli.registry_client import Fetched, Progress, RegistryClient, Tally
 from stafett.common import oci_layout
 from stafett.common.blob_files import blob_path
 from stafett.common.digest import Digest
-from stafett.common.errors import CorruptContent, ManifestUnknown
+from stafett.common.errors import CorruptContent, ManifestUnknown, StartupFailed
 from stafett.common.oci import Descriptor, Index
 from stafett.common.reference import Reference
 
@@ -62,7 +62,7 @@ async def pull(
     """
     started_at = time.monotonic()
     reference = Reference.parse(image)
-    oci_layout.ensure_layout(layout)
+    _open_layout(layout)
     tally = Tally()
     async with RegistryClient(hosts, reference, tally) as client:
         top = await client.manifest(reference.manifest_reference)
@@ -86,6 +86,17 @@ async def pull(
         dict(tally.bytes_by_source),
         tally.longest_gap_seconds,
     )
+
+
+def _open_layout(layout: Path) -> None:
+    """Refuse a layout that could not record the image, before anything is fetched."""
+    oci_layout.ensure_layout(layout)
+    try:
+        _, problems = oci_layout.read_images(layout)
+    except ValueError as error:
+        raise StartupFailed(f"{layout}/index.json is damaged ({error}): name another directory") from error
+    if problems:
+        raise StartupFailed(f"{layout}: {problems[0]}: name another directory")
 
 
 async def _platform_manifests(client: RegistryClient, top: Fetched, platform: str | None) -> list[Fetched]:

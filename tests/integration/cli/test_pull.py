@@ -14,7 +14,7 @@ from stafett.cli.pull import Pulled, pull
 from stafett.common import oci
 from stafett.common.blob_files import blob_path
 from stafett.common.digest import Digest
-from stafett.common.errors import BlobUnknown, ManifestUnknown, RequestInvalid, StafettError
+from stafett.common.errors import BlobUnknown, ManifestUnknown, RequestInvalid, StafettError, StartupFailed
 from stafett.common.oci import Descriptor
 from stafett.common.oci_layout import BlobWriter, add_image, ensure_layout, read_images
 from tests.integration.cli.registry import (
@@ -80,6 +80,17 @@ async def test_a_second_pull_fetches_no_blob_again(registry: Registry, target: P
     registry.requests.clear()
     await _pull([registry], target)
     assert registry.blob_requests == []
+
+
+@pytest.mark.parametrize("index", ["{bad", "{}", "[]", '{"manifests": [1]}'])
+async def test_a_damaged_layout_is_refused_before_anything_is_asked(
+    registry: Registry, target: Path, index: str
+) -> None:
+    ensure_layout(target)
+    (target / "index.json").write_text(index)
+    with pytest.raises(StartupFailed, match="name another directory"):
+        await _pull([registry], target)
+    assert registry.requests == []
 
 
 async def test_what_one_host_does_not_have_comes_from_the_next(
