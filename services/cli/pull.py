@@ -13,7 +13,7 @@ from stafett.cli.registry_client import Fetched, Progress, RegistryClient, Tally
 from stafett.common import oci_layout
 from stafett.common.blob_files import blob_path
 from stafett.common.digest import Digest
-from stafett.common.errors import ManifestUnknown
+from stafett.common.errors import CorruptContent, ManifestUnknown, StartupFailed
 from stafett.common.oci import Descriptor, Index
 from stafett.common.reference import Reference
 
@@ -62,13 +62,14 @@ async def pull(
     """
     started_at = time.monotonic()
     reference = Reference.parse(image)
-    oci_layout.ensure_layout(layout)
+    _open_layout(layout)
     tally = Tally()
     async with RegistryClient(hosts, reference, tally) as client:
         top = await client.manifest(reference.manifest_reference)
         documents = [top, *await _platform_manifests(client, top, platform)]
-        blobs = [blob for document in documents for blob in _blobs(document)]
-        missing = [blob for blob in dict.fromkeys(blobs) if not blob_path(layout, blob.digest).exists()]
+        # By digest: two layers of equal bytes have one file, and one writer.
+        blobs = {blob.digest: blob for document in documents for blob in _blobs(document)}
+        missing = [blob for blob in blobs.values() if not blob_path(layout, blob.digest).exists()]
         announce(missing)
         slots = asyncio.Semaphore(PARALLEL_LAYERS)
         async with asyncio.TaskGroup() as group:
@@ -87,14 +88,33 @@ async def pull(
     )
 
 
+def _open_layout(layout: Path) -> None:
+    """Refuse a layout that could not record the image, before anything is fetched."""
+    oci_layout.ensure_layout(layout)
+    try:
+        _, problems = oci_layout.read_images(layout)
+    except ValueError as error:
+        raise StartupFailed(f"{layout}/index.json is damaged ({error}): name another directory") from error
+    if problems:
+        raise StartupFailed(f"{layout}: {problems[0]}: name another directory")
+
+
 async def _platform_manifests(client: RegistryClient, top: Fetched, platform: str | None) -> list[Fetched]:
     if not isinstance(top.parsed, Index):
         return []
-    wanted = [child for child in top.parsed.manifests if platform in (None, child.platform)]
+    wanted = _matching(top.parsed, platform)
     if not wanted:
         offered = ", ".join(child.platform for child in top.parsed.manifests)
         raise ManifestUnknown(f"for {platform}; the image has {offered}")
     return [await client.manifest(str(child.digest)) for child in wanted]
+
+
+def _matching(index: Index, platform: str | None) -> Sequence[Descriptor]:
+    """Manifests to pull; a platform without variant also finds the first one that has a variant."""
+    if platform is None:
+        return index.manifests
+    exact = [child for child in index.manifests if child.platform == platform]
+    return exact or [child for child in index.manifests if child.platform.startswith(f"{platform}/")][:1]
 
 
 def _blobs(document: Fetched) -> Sequence[Descriptor]:
@@ -105,12 +125,19 @@ async def _fetch(
     client: RegistryClient, blob: Descriptor, layout: Path, slots: asyncio.Semaphore, progress: Progress
 ) -> None:
     async with slots:
-        writer = oci_layout.BlobWriter(layout, blob.digest)
-        try:
-            await client.blob(blob, writer, progress)
-            writer.commit()
-        finally:
-            writer.close()
+        while True:
+            writer = oci_layout.BlobWriter(layout, blob.digest)
+            # What an earlier pull left can be wrong: that is no reason to fail, only to begin anew, once.
+            continued = writer.offset > 0
+            try:
+                await client.blob(blob, writer, progress)
+                writer.commit()
+                return
+            except CorruptContent:
+                if not continued:
+                    raise
+            finally:
+                writer.close()
 
 
 def _store(layout: Path, document: Fetched) -> None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import httpx2
 
 from stafett.common import oci
 from stafett.common.digest import Digest
-from stafett.common.errors import BlobUnknown, CorruptContent, ManifestUnknown
+from stafett.common.errors import BlobUnknown, CorruptContent, ManifestUnknown, RequestInvalid
 from stafett.common.oci import MANIFEST_MAX_BYTES, Descriptor, Index, Manifest, parse_manifest
 from stafett.common.oci_layout import BlobWriter
 from stafett.common.reference import Reference
@@ -22,6 +22,7 @@ from stafett.common.reference import Reference
 ACCEPT = ", ".join((oci.OCI_INDEX, oci.OCI_MANIFEST, oci.DOCKER_LIST, oci.DOCKER_MANIFEST))
 TIMEOUT = httpx2.Timeout(30.0, connect=5.0)
 FRUITLESS_TRIES = 3
+PORT_MAX = 65535
 UPSTREAM = "upstream"
 
 
@@ -47,13 +48,20 @@ Progress = Callable[[Descriptor, int], None]
 
 
 class RegistryClient:
-    """Pulls one image's parts. An async context manager."""
+    """Pulls one image's parts. An async context manager.
+
+    Raises:
+        RequestInvalid: if a host is not an http or https URL.
+    """
 
     def __init__(self, hosts: Sequence[str], reference: Reference, tally: Tally) -> None:
-        self._hosts = tuple(host.rstrip("/") for host in hosts)
+        self._hosts = tuple(_checked(host) for host in hosts)
         self._reference = reference
         self._tally = tally
-        self._http = httpx2.AsyncClient(timeout=TIMEOUT, trust_env=False, follow_redirects=True)
+        # Offsets count the stored bytes, so nobody on the way may compress them.
+        self._http = httpx2.AsyncClient(
+            timeout=TIMEOUT, trust_env=False, follow_redirects=True, headers={"Accept-Encoding": "identity"}
+        )
 
     async def __aenter__(self) -> RegistryClient:
         return self
@@ -71,8 +79,8 @@ class RegistryClient:
         for host in self._hosts:
             try:
                 answer = await self._http.get(self._url(host, "manifests", reference), headers={"Accept": ACCEPT})
-            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-                reasons.append(f"{host}: {error}")
+            except httpx2.HTTPError as error:
+                reasons.append(f"{host}: {_reason(error)}")
                 continue
             if answer.status_code == 200 and len(answer.content) <= MANIFEST_MAX_BYTES:
                 return self._received(reference, answer)
@@ -89,37 +97,41 @@ class RegistryClient:
         last_byte_at = time.monotonic()
         while writer.offset < blob.size_bytes:
             before = writer.offset
+            reasons = []
             for host in self._hosts:
-                last_byte_at = await self._read_from(host, blob, writer, progress, last_byte_at)
+                try:
+                    async for piece in self._pieces(host, blob, writer.offset):
+                        last_byte_at = self._note_gap(last_byte_at)
+                        writer.write(piece)
+                        progress(blob, len(piece))
+                except (httpx2.HTTPError, _Refused) as error:
+                    reasons.append(f"{host}: {_reason(error)}")
                 if writer.offset > before:
                     break
             fruitless = 0 if writer.offset > before else fruitless + 1
             if fruitless >= FRUITLESS_TRIES:
-                raise BlobUnknown(blob.digest)
+                raise BlobUnknown(f"{blob.digest} ({'; '.join(reasons)})")
 
-    async def _read_from(
-        self, host: str, blob: Descriptor, writer: BlobWriter, progress: Progress, last_byte_at: float
-    ) -> float:
-        """Read from one host until it ends or breaks; return when the last byte came."""
-        headers = {"Range": f"bytes={writer.offset}-"} if writer.offset else {}
-        try:
-            async with self._http.stream("GET", self._url(host, "blobs", str(blob.digest)), headers=headers) as answer:
-                if answer.status_code not in (200, 206):
-                    return last_byte_at
-                skip = writer.offset if answer.status_code == 200 else 0
-                source = answer.headers.get("Stafett-Source", UPSTREAM)
-                async for piece in answer.aiter_raw():
-                    now = time.monotonic()
-                    self._tally.longest_gap_seconds = max(self._tally.longest_gap_seconds, now - last_byte_at)
-                    last_byte_at = now
-                    wanted = piece[skip:]
-                    skip = max(0, skip - len(piece))
-                    writer.write(wanted)
-                    self._tally.bytes_by_source[source] += len(wanted)
-                    progress(blob, len(wanted))
-        except httpx2.HTTPError:
-            pass
-        return last_byte_at
+    async def _pieces(self, host: str, blob: Descriptor, offset: int) -> AsyncIterator[bytes]:
+        """Yield what one host sends of the blob from offset on, and nothing beyond its end."""
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        async with self._http.stream("GET", self._url(host, "blobs", str(blob.digest)), headers=headers) as answer:
+            skip = _bytes_to_skip(answer, offset)
+            source = answer.headers.get("Stafett-Source", UPSTREAM)
+            left = blob.size_bytes - offset
+            async for received in answer.aiter_raw():
+                piece = received[skip : skip + left]
+                skip = max(0, skip - len(received))
+                left -= len(piece)
+                self._tally.bytes_by_source[source] += len(piece)
+                yield piece
+                if not left:
+                    return
+
+    def _note_gap(self, last_byte_at: float) -> float:
+        now = time.monotonic()
+        self._tally.longest_gap_seconds = max(self._tally.longest_gap_seconds, now - last_byte_at)
+        return now
 
     def _received(self, reference: str, answer: httpx2.Response) -> Fetched:
         content = answer.content
@@ -131,4 +143,41 @@ class RegistryClient:
         return Fetched(Descriptor(parsed.media_type, digest, len(content)), content, parsed)
 
     def _url(self, host: str, kind: str, reference: str) -> str:
-        return f"{host}/v2/{self._reference.repository}/{kind}/{reference}?ns={self._reference.registry}"
+        registry = self._reference.registry
+        namespace = "" if host.partition("://")[2] == registry else f"?ns={registry}"
+        return f"{host}/v2/{self._reference.repository}/{kind}/{reference}{namespace}"
+
+
+class _Refused(Exception):
+    """A host's answer that holds no byte of what was asked for."""
+
+
+def _bytes_to_skip(answer: httpx2.Response, offset: int) -> int:
+    """Tell how many bytes stand before `offset` in the body.
+
+    Raises:
+        _Refused: if the body does not hold that offset.
+    """
+    if answer.status_code == 200:
+        return offset
+    if answer.status_code != 206:
+        raise _Refused(f"status {answer.status_code}")
+    content_range = answer.headers.get("Content-Range", "")
+    if not content_range.startswith(f"bytes {offset}-"):
+        raise _Refused(f"answered a range from {offset} with {content_range[:100]!r}")
+    return 0
+
+
+def _checked(host: str) -> str:
+    try:
+        url = httpx2.URL(host)
+        good = url.scheme in ("http", "https") and bool(url.host) and (url.port or 0) <= PORT_MAX
+    except httpx2.InvalidURL:
+        good = False
+    if not good:
+        raise RequestInvalid("--via", f"{host[:100]!r} is not a URL like http://127.0.0.1:7462")
+    return host.rstrip("/")
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

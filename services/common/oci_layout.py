@@ -156,7 +156,9 @@ class BlobWriter:
             return 0
 
 
-def _image(entry: dict[str, object], modified_ms: int) -> LayoutImage | None:
+def _image(entry: object, modified_ms: int) -> LayoutImage | None:
+    if not isinstance(entry, dict):
+        raise ValueError("it is not an object")
     annotations = entry.get("annotations") or {}
     size = entry["size"]
     if not isinstance(annotations, dict) or not isinstance(size, int):

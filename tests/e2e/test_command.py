@@ -110,6 +110,8 @@ def test_the_demo_survives_a_frozen_node() -> None:
 
 
 def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path) -> None:
+    # Jobs of a shell's background ignore SIGINT, and so would their children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     demo = subprocess.Popen(
         [*STAFETT, "demo", "--store", "oci-layout"],
         env={**os.environ, "TMPDIR": str(tmp_path)},

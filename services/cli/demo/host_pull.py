@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -67,7 +68,7 @@ class HostPull:
         started_at = time.monotonic()
         try:
             self._pull()
-        except* (StafettError, OSError) as errors:
+        except* (StafettError, OSError, subprocess.SubprocessError) as errors:
             self.error = str(errors.exceptions[0])
         self.seconds = time.monotonic() - started_at
 
@@ -84,7 +85,7 @@ class HostPull:
         fetch = ("content", "fetch", "--hosts-dir", str(self.host.containerd.hosts_dir), "--platform")
         result = self.host.containerd.ctr(*fetch, self.stage.platform, IMAGE, timeout_seconds=PULL_SECONDS)
         if result.returncode:
-            self.error = result.stderr.strip().splitlines()[-1]
+            self.error = (result.stderr.strip() or f"ctr ended with {result.returncode}").splitlines()[-1]
 
 
 @dataclass

@@ -98,11 +98,11 @@ def test_damaged_entries_are_reported_and_the_others_read(tmp_path: Path) -> Non
     path = tmp_path / "index.json"
     document = json.loads(path.read_text())
     named = {"annotations": {oci_layout.REF_NAME: "reg.test/b:1"}}
-    document["manifests"] += [{"digest": "x", "size": 1, **named}, {**named}, {"digest": str(B), "size": "big"}]
+    document["manifests"] += [{"digest": "x", "size": 1, **named}, {**named}, {"digest": str(B), "size": "big"}, 1]
     path.write_text(json.dumps(document))
     images, problems = oci_layout.read_images(tmp_path)
     assert [image.name for image in images] == ["reg.test/a:1"]
-    assert len(problems) == 3
+    assert len(problems) == 4
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
