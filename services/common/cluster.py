@@ -54,6 +54,19 @@ class HealthSample:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthScore:
+    """How good a source a node is, 0 to 1: the total and its components by name. How is decided by the tracker.
+
+    Seconds to the first byte and per MiB are what gateways measured, 0 when none has.
+    """
+
+    total: float
+    components: Mapping[str, float] = field(default_factory=dict)
+    first_byte_seconds: float = 0.0
+    seconds_per_mib: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A registered node and the cluster's belief about it. Of two descriptions the higher `rank` wins."""
 
@@ -68,6 +81,7 @@ class Node:
     sequence: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     health: HealthSample | None = None
+    score: HealthScore | None = None
     blob_count: int = 0
     flaps: int = 0
 

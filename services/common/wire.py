@@ -8,6 +8,7 @@ from stafett.api.v1 import tracker_pb2, types_pb2
 from stafett.common.cluster import (
     Address,
     HealthSample,
+    HealthScore,
     HeldBlob,
     HeldImage,
     Holder,
@@ -76,6 +77,19 @@ def health_from_wire(message: types_pb2.HealthSample) -> HealthSample:
     )
 
 
+def score_to_wire(score: HealthScore) -> types_pb2.HealthScore:
+    return types_pb2.HealthScore(
+        total=score.total,
+        components=score.components,
+        first_byte_seconds=score.first_byte_seconds,
+        seconds_per_mib=score.seconds_per_mib,
+    )
+
+
+def score_from_wire(message: types_pb2.HealthScore) -> HealthScore:
+    return HealthScore(message.total, dict(message.components), message.first_byte_seconds, message.seconds_per_mib)
+
+
 def inventory_to_wire(inventory: Inventory) -> tracker_pb2.Inventory:
     return tracker_pb2.Inventory(count=inventory.count, digests_xor=inventory.digests_xor)
 
@@ -97,6 +111,7 @@ def node_to_wire(node: Node) -> types_pb2.Node:
         sequence=node.sequence,
         labels=dict(node.labels),
         health=health_to_wire(node.health) if node.health else None,
+        score=score_to_wire(node.score) if node.score else None,
         blob_count=node.blob_count,
         flaps=node.flaps,
     )
@@ -116,6 +131,7 @@ def node_from_wire(message: types_pb2.Node) -> Node:
         sequence=message.sequence,
         labels=dict(message.labels),
         health=health_from_wire(message.health) if message.HasField("health") else None,
+        score=score_from_wire(message.score) if message.HasField("score") else None,
         blob_count=message.blob_count,
         flaps=message.flaps,
     )

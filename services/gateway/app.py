@@ -30,7 +30,7 @@ from stafett.gateway.own_content import OwnContent
 from stafett.gateway.quarantine import Quarantine
 from stafett.gateway.relay import Relay
 from stafett.gateway.routes import build_routes
-from stafett.gateway.selection import Asking, rank_nearest
+from stafett.gateway.selection import ALGORITHMS, Asking
 from stafett.gateway.settings import GatewaySettings
 from stafett.gateway.tags import Port, Tags
 from stafett.gateway.upstream_probe import UpstreamProbe
@@ -79,11 +79,11 @@ async def _run(
             relay = Relay(
                 Locator(tracker, group),
                 peers,
-                rank_nearest,
+                ALGORITHMS[settings.selection],
                 asking,
                 Quarantine(),
                 settings.stall_timeout_seconds,
-                metrics.count_failover,
+                metrics,
                 outcomes,
                 random.Random(),
             )
@@ -101,7 +101,8 @@ async def _run(
                 ports,
             )
             endless = [
-                group.create_task(work) for work in (tracker.watch(relay.nodes), expectations.run(), outcomes.run())
+                group.create_task(work)
+                for work in (tracker.watch(relay.book.nodes), expectations.run(), outcomes.run())
             ]
             log.info("listening", ports={port.value: number for number, port in ports.items()})
             app = Starlette(routes=build_routes(content, relay, own_node, metrics))

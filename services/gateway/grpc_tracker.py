@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import NoReturn
 
 import grpc
@@ -85,8 +86,11 @@ class GrpcTracker:
                 node_id=node_id,
                 epoch=tally.epoch,
                 succeeded=tally.succeeded,
+                refused=tally.refused,
                 stalled=tally.stalled,
                 overloaded=tally.overloaded,
+                first_byte_seconds=fmean(tally.first_byte_seconds or [0.0]),
+                seconds_per_mib=fmean(tally.seconds_per_mib or [0.0]),
                 corrupt_digests=[str(digest) for digest in tally.corrupt],
             )
             for node_id, tally in tallies.items()

@@ -64,7 +64,7 @@ class Locator:
         calls = {self._in_flight[digest] for digest in wanted if digest in self._in_flight}
         if calls:
             await asyncio.wait(calls)
-        return {digest: self._remembered(digest) for digest in digests}
+        return {digest: self.remembered(digest) for digest in digests}
 
     def forget(self, digest: Digest, node_id: str) -> None:
         """Drop one holder from the remembered answer: it said that it has not got the blob."""
@@ -79,7 +79,8 @@ class Locator:
         limit = FRESH_SECONDS if answer.holders else NEGATIVE_FRESH_SECONDS
         return self._clock() - answer.at < limit
 
-    def _remembered(self, digest: Digest) -> tuple[Holder, ...]:
+    def remembered(self, digest: Digest) -> tuple[Holder, ...]:
+        """Return the last answer, however old."""
         answer = self._answers.get(digest)
         return answer.holders if answer else ()
 

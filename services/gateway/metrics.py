@@ -37,6 +37,12 @@ class GatewayMetrics:
             registry=self._registry,
         )
 
+        self._hedges = Counter(
+            "stafett_gateway_hedges",
+            "Second holders asked because the first byte was late.",
+            registry=self._registry,
+        )
+
     def count_request(self, kind: str, outcome: str) -> None:
         """Count one ended request; `outcome` is a value of `exchange.Outcome`."""
         self._requests.labels(kind, outcome).inc()
@@ -48,6 +54,10 @@ class GatewayMetrics:
     def count_failover(self, reason: str) -> None:
         """Count one holder left."""
         self._failovers.labels(reason).inc()
+
+    def count_hedge(self) -> None:
+        """Count one second holder asked."""
+        self._hedges.inc()
 
     def render(self) -> bytes:
         """Render the Prometheus text format."""

@@ -11,32 +11,44 @@ from stafett.common.cluster import Node
 from stafett.common.digest import Digest
 from stafett.common.errors import Unavailable
 from stafett.gateway.ports import PeerTally, Tracker
+from stafett.gateway.stream import Stream
 
 log = structlog.get_logger()
 
-BATCH_SECONDS = 0.25
+FAILURE_BATCH_SECONDS = 0.25
 """Failures are told this soon; what comes in between goes along."""
+BATCH_SECONDS = 5.0
+"""Anything else is told this often."""
 
 
 class Outcomes:
-    """Tallies by node id. Successes wait for the next failure: only failures are news."""
+    """Tallies by node id. A client that hangs up is no outcome."""
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
         self._tallies: dict[str, PeerTally] = {}
         self._failures = asyncio.Event()
 
-    def succeeded(self, node: Node) -> None:
-        """A stream gave all that it was asked for."""
-        self._of(node).succeeded += 1
+    def succeeded(self, stream: Stream) -> None:
+        """A stream gave all that was wanted of it."""
+        tally = self._of(stream.candidate.node)
+        tally.succeeded += 1
+        if stream.first_byte_seconds is not None:
+            tally.first_byte_seconds.append(stream.first_byte_seconds)
+        if stream.pace.seconds_per_mib is not None:
+            tally.seconds_per_mib.append(stream.pace.seconds_per_mib)
 
     def overloaded(self, node: Node) -> None:
         """A stream was refused for lack of a slot, which is nobody's fault."""
         self._of(node).overloaded += 1
 
-    def failed(self, node: Node) -> None:
+    def failed(self, stream: Stream) -> None:
         """A stream was refused, broke, or fell silent."""
-        self._of(node).stalled += 1
+        tally = self._of(stream.candidate.node)
+        if stream.first_byte_seconds is None:
+            tally.refused += 1
+        else:
+            tally.stalled += 1
         self._failures.set()
 
     def corrupt(self, node: Node, digest: Digest) -> None:
@@ -47,8 +59,13 @@ class Outcomes:
     async def run(self) -> NoReturn:
         """Report, for ever. What no tracker hears is dropped: it would be old news."""
         while True:
-            await self._failures.wait()
-            await asyncio.sleep(BATCH_SECONDS)
+            try:
+                async with asyncio.timeout(BATCH_SECONDS):
+                    await self._failures.wait()
+                await asyncio.sleep(FAILURE_BATCH_SECONDS)
+            except TimeoutError:
+                if not self._tallies:
+                    continue
             self._failures.clear()
             tallies, self._tallies = self._tallies, {}
             try:

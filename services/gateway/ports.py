@@ -27,8 +27,11 @@ class PeerTally:
 
     epoch: int
     succeeded: int = 0
+    refused: int = 0
     stalled: int = 0
     overloaded: int = 0
+    first_byte_seconds: list[float] = field(default_factory=list)
+    seconds_per_mib: list[float] = field(default_factory=list)
     corrupt: set[Digest] = field(default_factory=set)
 
 

@@ -1,24 +1,21 @@
 """A running transfer: the bytes of one blob on their way to one client, whoever of the holders they come from.
 
-`Relay` hands out transfers; a `Transfer` goes on at the same byte with the next holder when one breaks, stalls or lies
-about the size. Whole blobs are hashed on the way and the last piece is held back until the digest is right. Choosing
-is `selection`'s, opening streams the peer reader's.
+`Relay` is what transfers share. A `Transfer` goes on at the same byte with the next holder if one breaks, stalls,
+crawls or lies about the size, and asks a second one when the first byte is late. Whole blobs are hashed on the way; the last
+piece is held back until the digest is right. Choosing is `selection`'s, one holder's bytes are `stream`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import structlog
 
-from stafett.common.blob_codec import BlobInfo, Waiting
-from stafett.common.cluster import Node
+from stafett.common.cluster import Holder, Node
 from stafett.common.digest import Digest
 from stafett.common.errors import (
     BlobUnknown,
@@ -30,17 +27,25 @@ from stafett.common.errors import (
     Unavailable,
 )
 from stafett.gateway.byte_range import Span
+from stafett.gateway.hedging import Hedging
 from stafett.gateway.locator import Locator
+from stafett.gateway.metrics import GatewayMetrics
 from stafett.gateway.outcomes import Outcomes
+from stafett.gateway.peer_book import PeerBook
 from stafett.gateway.ports import PeerReader
 from stafett.gateway.quarantine import Quarantine
-from stafett.gateway.selection import Asking, Candidate, Rank
+from stafett.gateway.running_digest import RunningDigest
+from stafett.gateway.selection import Algorithm, Asking, Candidate, rank, usable, weigh, worth_leaving
+from stafett.gateway.stream import STALLED, Stream, Wanted
 
 log = structlog.get_logger()
 
 LATE_HOLDER_LOOKUPS = 2
 """How often a transfer asks the tracker again when it has run out of holders."""
-LATE_HOLDER_WAIT_SECONDS = 0.2
+POSTPONED_LOOKUPS = 6
+"""The same while some of them were only full, or slow."""
+LOOKUP_PAUSE_SECONDS = 0.2
+SLOW_SWITCHES_MAX = 3
 FIRST_PIECE_SECONDS = 1.5
 """Everything before the first byte together: after it the client is told 404 and goes elsewhere."""
 
@@ -49,27 +54,35 @@ _HOLDER_FAILED = (Unavailable, Overloaded, BlobUnknown, Draining, RangeUnsatisfi
 
 @dataclass
 class Relay:
-    """What all transfers of a gateway share. Only `nodes` and `pending` change."""
+    """What all transfers of a gateway share."""
 
     locator: Locator
     reader: PeerReader
-    rank: Rank
+    algorithm: Algorithm
     asking: Asking
     quarantine: Quarantine
     stall_timeout_seconds: float
-    count_failover: Callable[[str], None]
+    metrics: GatewayMetrics
     outcomes: Outcomes
     rng: random.Random
-    nodes: dict[str, Node] = field(default_factory=dict)
-    """What Watch says of each node."""
-    pending: Counter[str] = field(default_factory=Counter)
-    """Streams open to each node."""
+    book: PeerBook = field(default_factory=PeerBook)
+    hedging: Hedging = field(default_factory=Hedging)
 
     async def candidates(self, digest: Digest, *, fresh: bool = False) -> tuple[Candidate, ...]:
         """Rank the holders of a digest that may be asked."""
         located = await self.locator.locate([digest], fresh=fresh)
-        trusted = [holder for holder in located[digest] if (digest, holder.node.id) not in self.quarantine]
-        return self.rank(trusted, self.asking, self.nodes, self.pending, self.rng)
+        return self.ranked(digest, located[digest])
+
+    def ranked(self, digest: Digest, holders: Iterable[Holder]) -> tuple[Candidate, ...]:
+        """Rank holders by what is known now."""
+        trusted = [holder for holder in holders if (digest, holder.node.id) not in self.quarantine]
+        asked = usable(trusted, self.asking, self.book.nodes)
+        seen = {holder.node.id: self.book.view(holder.node) for holder in asked}
+        return rank(self.algorithm, weigh(asked, self.asking, seen), digest, self.rng)
+
+
+_Race = dict[asyncio.Task[memoryview | None], Stream]
+"""Streams whose first piece is awaited."""
 
 
 class Transfer:
@@ -81,11 +94,12 @@ class Transfer:
         self._size_bytes = size_bytes
         self._position = span.offset
         self._end = span.offset + span.length
-        self._hash = hashlib.sha256() if span.length == size_bytes else None
-        self._hashing: asyncio.Future[None] | None = None
+        self._running = RunningDigest() if span.length == size_bytes else None
         self._failed: set[str] = set()
+        self._postponed: set[str] = set()
         self._contributors: dict[str, Node] = {}
         self._lookups = 0
+        self._slow_switches = 0
         self.served_by: Candidate | None = None
 
     async def pieces(self) -> AsyncGenerator[memoryview, None]:
@@ -96,15 +110,19 @@ class Transfer:
             yielded then, and nobody who contributed is asked again for it.
         """
         while self._position < self._end:
-            candidate = await self._next_candidate()
-            try:
-                async with aclosing(self._stream(candidate)) as stream:
-                    async for piece in stream:
-                        await self._account(piece)
+            stream, piece = await self._open()
+            self.served_by = stream.candidate
+            async with aclosing(stream):
+                try:
+                    while piece is not None:
+                        await self._account(stream, piece)
                         yield piece
-                self._relay.outcomes.succeeded(candidate.node)
-            except _HOLDER_FAILED as error:
-                self._note_failure(candidate, error)
+                        if self._crawls(stream):
+                            break
+                        piece = await anext(stream, None)
+                    self._relay.outcomes.succeeded(stream)
+                except _HOLDER_FAILED as error:
+                    self._note_failure(stream, error)
 
     async def first_piece(self, pieces: AsyncGenerator[memoryview, None]) -> memoryview | None:
         """Wait for the first bytes, which decide between 200 and 404; None when the span is empty.
@@ -118,81 +136,136 @@ class Transfer:
         except TimeoutError as error:
             raise BlobUnknown(self._digest) from error
 
+    async def _open(self) -> tuple[Stream, memoryview | None]:
+        """Open a stream, and another one when its first piece is late; who sends first stays.
+
+        Raises:
+            BlobUnknown: when no holder is left.
+        """
+        hedging = self._relay.hedging
+        hedging.note_request()
+        race: _Race = {}
+        may_hedge = True
+        try:
+            while True:
+                if not race:
+                    self._start(await self._next_candidate(), race)
+                delay = hedging.delay_seconds() if may_hedge else None
+                done, _ = await asyncio.wait(race, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    may_hedge = False
+                    self._hedge(race)
+                for task in done:
+                    stream = race.pop(task)
+                    try:
+                        piece = task.result()
+                    except _HOLDER_FAILED as error:
+                        self._note_failure(stream, error)
+                        continue
+                    hedging.observe(stream.age_seconds)
+                    for loser in race.values():
+                        loser.lost_race()
+                    return stream, piece
+        finally:
+            await _close(race)
+
+    def _start(self, candidate: Candidate, race: _Race) -> None:
+        wanted = Wanted(self._digest, self._size_bytes, self._position, self._end - self._position)
+        stream = Stream(candidate, wanted, self._relay.book, self._relay.reader, self._relay.stall_timeout_seconds)
+        race[asyncio.ensure_future(stream.first())] = stream
+
+    def _hedge(self, race: _Race) -> None:
+        """Ask one more holder, never the same, if there is one and the budget allows it."""
+        (late,) = race.values()
+        other = self._other_than(late.candidate)
+        if other is not None and not other.failing and self._relay.hedging.take():
+            self._relay.metrics.count_hedge()
+            self._start(other, race)
+
     async def _next_candidate(self) -> Candidate:
-        """Choose whom to ask next: never one that failed this transfer, but also one that became known late."""
+        """Choose whom to ask next: never one that failed this transfer, but also one that became known late.
+
+        Those that were full or slow are asked again when nobody else is left, after a pause.
+
+        Raises:
+            BlobUnknown: when no holder is left.
+        """
         fresh = False
         while True:
-            for candidate in await self._relay.candidates(self._digest, fresh=fresh):
-                if candidate.node.id not in self._failed:
+            ranked = await self._relay.candidates(self._digest, fresh=fresh)
+            left = [candidate for candidate in ranked if candidate.node.id not in self._failed]
+            for candidate in left:
+                if candidate.node.id not in self._postponed:
                     return candidate
-            if self._lookups >= LATE_HOLDER_LOOKUPS or not self._failed:
+            lookups_max = POSTPONED_LOOKUPS if left else LATE_HOLDER_LOOKUPS
+            if self._lookups >= lookups_max or not (self._failed or self._postponed):
                 raise BlobUnknown(self._digest)
             if self._lookups:
-                await asyncio.sleep(LATE_HOLDER_WAIT_SECONDS)
+                await asyncio.sleep(LOOKUP_PAUSE_SECONDS)
+                self._postponed.clear()
             self._lookups += 1
             fresh = True
 
-    async def _stream(self, candidate: Candidate) -> AsyncGenerator[memoryview, None]:
-        """Read from one holder from the present position on; silence counts as a failure."""
-        node = candidate.node
-        wanted = self._end - self._position
-        self._relay.pending[node.id] += 1
-        try:
-            async with aclosing(self._relay.reader.read(node, self._digest, self._position, wanted)) as frames:
-                while wanted > 0:
-                    async with asyncio.timeout(self._relay.stall_timeout_seconds):
-                        frame = await anext(frames, None)
-                    if frame is None:
-                        raise Unavailable(node.id, "the stream ended early")
-                    if isinstance(frame, BlobInfo):
-                        self._check_size(node, frame)
-                    elif not isinstance(frame, Waiting):
-                        wanted -= len(frame)
-                        if wanted < 0:
-                            raise Unavailable(node.id, "it sent more than was asked for")
-                        self.served_by = candidate
-                        yield memoryview(frame)
-        except TimeoutError as error:
-            raise Unavailable(node.id, "stalled") from error
-        finally:
-            self._relay.pending[node.id] -= 1
+    def _other_than(self, asked: Candidate) -> Candidate | None:
+        """Choose another holder than one that is being asked, from memory."""
+        tried = {asked.node.id, *self._failed, *self._postponed}
+        ranked = self._relay.ranked(self._digest, self._relay.locator.remembered(self._digest))
+        return next((candidate for candidate in ranked if candidate.node.id not in tried), None)
 
-    def _check_size(self, node: Node, info: BlobInfo) -> None:
-        if info.size_bytes != self._size_bytes:
-            raise Unavailable(node.id, f"it states {info.size_bytes} bytes, others {self._size_bytes}")
+    def _crawls(self, stream: Stream) -> bool:
+        """Leave a stream that gives far less than another holder should; it may be asked again later."""
+        pace = stream.pace.take_window()
+        if pace is None or self._slow_switches >= SLOW_SWITCHES_MAX or self._position >= self._end:
+            return False
+        other = self._other_than(stream.candidate)
+        if other is None or not worth_leaving(stream.candidate, pace, other, self._relay.book.streams_open):
+            return False
+        self._slow_switches += 1
+        self._postponed.add(stream.candidate.node.id)
+        self._count_failover(stream, "slow", f"it takes {pace:.3f} s per MiB")
+        return True
 
-    async def _account(self, piece: memoryview) -> None:
-        """Count and hash a piece; the last one only passes with the right digest.
-
-        Hashing runs in a thread while the piece is already on its way (hashlib lets go of the GIL).
-        """
-        assert self.served_by is not None
-        self._contributors[self.served_by.node.id] = self.served_by.node
+    async def _account(self, stream: Stream, piece: memoryview) -> None:
+        """Count and hash a piece; the last one only passes with the right digest."""
+        node = stream.candidate.node
+        self._contributors[node.id] = node
         self._position += len(piece)
-        if self._hash is None:
+        if self._running is None:
             return
-        if self._hashing is not None:
-            await self._hashing
-        self._hashing = asyncio.get_running_loop().run_in_executor(None, self._hash.update, piece)
-        if self._position < self._end:
-            return
-        await self._hashing
-        if self._hash.hexdigest() != self._digest.hex:
+        await self._running.add(piece)
+        if self._position == self._end and not await self._running.matches(self._digest):
             self._relay.quarantine.add(self._digest, self._contributors)
-            for node in self._contributors.values():
-                self._relay.outcomes.corrupt(node, self._digest)
+            for contributor in self._contributors.values():
+                self._relay.outcomes.corrupt(contributor, self._digest)
             log.error("wrong_bytes", digest=str(self._digest), nodes=sorted(self._contributors))
             raise CorruptContent(self._digest, ", ".join(sorted(self._contributors)))
 
-    def _note_failure(self, candidate: Candidate, error: StafettError) -> None:
-        node_id = candidate.node.id
-        self._failed.add(node_id)
-        if isinstance(error, BlobUnknown):
-            self._relay.locator.forget(self._digest, node_id)
-        elif isinstance(error, Overloaded):
-            self._relay.outcomes.overloaded(candidate.node)
-        else:
-            self._relay.outcomes.failed(candidate.node)
-        reason = "stalled" if isinstance(error, Unavailable) and error.reason == "stalled" else type(error).__name__
-        self._relay.count_failover(reason)
-        log.info("holder_left", node=node_id, reason=str(error), digest=str(self._digest), offset=self._position)
+    def _note_failure(self, stream: Stream, error: StafettError) -> None:
+        node = stream.candidate.node
+        match error:
+            case Overloaded():
+                self._postponed.add(node.id)
+                self._relay.outcomes.overloaded(node)
+            case BlobUnknown():
+                self._failed.add(node.id)
+                self._relay.locator.forget(self._digest, node.id)
+            case Draining() | RangeUnsatisfiable():
+                self._failed.add(node.id)
+            case _:
+                self._failed.add(node.id)
+                self._relay.outcomes.failed(stream)
+        stalled = isinstance(error, Unavailable) and error.reason == STALLED
+        self._count_failover(stream, STALLED if stalled else type(error).__name__, str(error))
+
+    def _count_failover(self, stream: Stream, kind: str, reason: str) -> None:
+        self._relay.metrics.count_failover(kind)
+        node_id = stream.candidate.node.id
+        log.info("holder_left", node=node_id, reason=reason, digest=str(self._digest), offset=self._position)
+
+
+async def _close(race: _Race) -> None:
+    for task in race:
+        task.cancel()
+    await asyncio.gather(*race, return_exceptions=True)
+    for stream in race.values():
+        await stream.aclose()

@@ -25,7 +25,7 @@ def build_routes(content: Content, relay: Relay, own_node: OwnNode, metrics: Gat
                 "ready": True,
                 "tracker_reachable": relay.locator.tracker_reachable,
                 "node_reachable": own_node.reachable,
-                "nodes_known": len(relay.nodes),
+                "nodes_known": len(relay.book.nodes),
             }
         )
 

@@ -53,8 +53,14 @@ class GatewaySettings(ServiceSettings):
         description='JSON map from registry to base URL, where it is not "https://<registry>"; used by the tag port.',
     )
     upstream_proxy: str = Field("", description="HTTP proxy URL for asking whether upstream lives; empty: none.")
+    selection: Literal["nearest", "least-loaded", "rendezvous"] = Field(
+        "nearest", description="How a holder is chosen: by topology and cost, by open streams, or the same for all."
+    )
     stall_timeout_seconds: float = Field(
-        1.0, ge=0.1, le=60, description="Seconds of silence after which a holder is left for the next one."
+        1.0,
+        ge=0.1,
+        le=60,
+        description="Seconds of silence after which a holder is left; longer where its frames come slowly.",
     )
     max_requests: int = Field(1024, ge=1, le=65536, description="Requests served at once; more get 503.")
     stop_grace_seconds: int = Field(

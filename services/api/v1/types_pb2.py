@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astafett/api/v1/types.proto\x12\x0estafett.api.v1\"%\n\x07\x41\x64\x64ress\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"6\n\x08Topology\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12\x0c\n\x04rack\x18\x03 \x01(\t\"\xa3\x03\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12(\n\x07\x61\x64\x64ress\x18\x03 \x01(\x0b\x32\x17.stafett.api.v1.Address\x12*\n\x08topology\x18\x04 \x01(\x0b\x32\x18.stafett.api.v1.Topology\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.stafett.api.v1.NodeState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x1b\n\x13state_since_unix_ms\x18\x07 \x01(\x03\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x10\n\x08sequence\x18\t \x01(\x04\x12\x30\n\x06labels\x18\n \x03(\x0b\x32 .stafett.api.v1.Node.LabelsEntry\x12,\n\x06health\x18\x0b \x01(\x0b\x32\x1c.stafett.api.v1.HealthSample\x12\x12\n\nblob_count\x18\x0c \x01(\x04\x12\r\n\x05\x66laps\x18\r \x01(\r\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xda\x01\n\x0cHealthSample\x12\x16\n\x0e\x61\x63tive_streams\x18\x01 \x01(\r\x12\x14\n\x0cstream_limit\x18\x02 \x01(\r\x12\x10\n\x08\x63pu_busy\x18\x03 \x01(\x01\x12\x17\n\x0f\x64isk_free_bytes\x18\x04 \x01(\x04\x12\x17\n\x0f\x64isk_size_bytes\x18\x05 \x01(\x04\x12\x13\n\x0b\x64isk_errors\x18\x06 \x01(\x04\x12\x12\n\nsent_bytes\x18\x07 \x01(\x04\x12\x16\n\x0euptime_seconds\x18\x08 \x01(\x01\x12\x17\n\x0fstore_available\x18\t \x01(\x08*\x83\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x16\n\x12NODE_STATE_SUSPECT\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x12\x13\n\x0fNODE_STATE_DOWN\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astafett/api/v1/types.proto\x12\x0estafett.api.v1\"%\n\x07\x41\x64\x64ress\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"6\n\x08Topology\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12\x0c\n\x04rack\x18\x03 \x01(\t\"\xcf\x03\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12(\n\x07\x61\x64\x64ress\x18\x03 \x01(\x0b\x32\x17.stafett.api.v1.Address\x12*\n\x08topology\x18\x04 \x01(\x0b\x32\x18.stafett.api.v1.Topology\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.stafett.api.v1.NodeState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x1b\n\x13state_since_unix_ms\x18\x07 \x01(\x03\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x10\n\x08sequence\x18\t \x01(\x04\x12\x30\n\x06labels\x18\n \x03(\x0b\x32 .stafett.api.v1.Node.LabelsEntry\x12,\n\x06health\x18\x0b \x01(\x0b\x32\x1c.stafett.api.v1.HealthSample\x12\x12\n\nblob_count\x18\x0c \x01(\x04\x12\r\n\x05\x66laps\x18\r \x01(\r\x12*\n\x05score\x18\x0e \x01(\x0b\x32\x1b.stafett.api.v1.HealthScore\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc5\x01\n\x0bHealthScore\x12\r\n\x05total\x18\x01 \x01(\x01\x12?\n\ncomponents\x18\x02 \x03(\x0b\x32+.stafett.api.v1.HealthScore.ComponentsEntry\x12\x1a\n\x12\x66irst_byte_seconds\x18\x03 \x01(\x01\x12\x17\n\x0fseconds_per_mib\x18\x04 \x01(\x01\x1a\x31\n\x0f\x43omponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xda\x01\n\x0cHealthSample\x12\x16\n\x0e\x61\x63tive_streams\x18\x01 \x01(\r\x12\x14\n\x0cstream_limit\x18\x02 \x01(\r\x12\x10\n\x08\x63pu_busy\x18\x03 \x01(\x01\x12\x17\n\x0f\x64isk_free_bytes\x18\x04 \x01(\x04\x12\x17\n\x0f\x64isk_size_bytes\x18\x05 \x01(\x04\x12\x13\n\x0b\x64isk_errors\x18\x06 \x01(\x04\x12\x12\n\nsent_bytes\x18\x07 \x01(\x04\x12\x16\n\x0euptime_seconds\x18\x08 \x01(\x01\x12\x17\n\x0fstore_available\x18\t \x01(\x08*\x83\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x16\n\x12NODE_STATE_SUSPECT\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x12\x13\n\x0fNODE_STATE_DOWN\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +33,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODE_LABELSENTRY']._loaded_options = None
   _globals['_NODE_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_NODESTATE']._serialized_start=785
-  _globals['_NODESTATE']._serialized_end=916
+  _globals['_HEALTHSCORE_COMPONENTSENTRY']._loaded_options = None
+  _globals['_HEALTHSCORE_COMPONENTSENTRY']._serialized_options = b'8\001'
+  _globals['_NODESTATE']._serialized_start=1029
+  _globals['_NODESTATE']._serialized_end=1160
   _globals['_ADDRESS']._serialized_start=46
   _globals['_ADDRESS']._serialized_end=83
   _globals['_TOPOLOGY']._serialized_start=85
   _globals['_TOPOLOGY']._serialized_end=139
   _globals['_NODE']._serialized_start=142
-  _globals['_NODE']._serialized_end=561
-  _globals['_NODE_LABELSENTRY']._serialized_start=516
-  _globals['_NODE_LABELSENTRY']._serialized_end=561
-  _globals['_HEALTHSAMPLE']._serialized_start=564
-  _globals['_HEALTHSAMPLE']._serialized_end=782
+  _globals['_NODE']._serialized_end=605
+  _globals['_NODE_LABELSENTRY']._serialized_start=560
+  _globals['_NODE_LABELSENTRY']._serialized_end=605
+  _globals['_HEALTHSCORE']._serialized_start=608
+  _globals['_HEALTHSCORE']._serialized_end=805
+  _globals['_HEALTHSCORE_COMPONENTSENTRY']._serialized_start=756
+  _globals['_HEALTHSCORE_COMPONENTSENTRY']._serialized_end=805
+  _globals['_HEALTHSAMPLE']._serialized_start=808
+  _globals['_HEALTHSAMPLE']._serialized_end=1026
 # @@protoc_insertion_point(module_scope)

@@ -146,6 +146,7 @@ class Node(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     BLOB_COUNT_FIELD_NUMBER: _builtins.int
     FLAPS_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Name, unique in the cluster: 1 to 253 characters of a-z, A-Z, 0-9, '.', '_' and '-'."""
     epoch: _builtins.int
@@ -180,6 +181,10 @@ class Node(_message.Message):
     def health(self) -> Global___HealthSample:
         """Last health sample; absent when none is known."""
 
+    @_builtins.property
+    def score(self) -> Global___HealthScore:
+        """How good a source it is; absent when nothing is known. Set by Locate and ListNodes."""
+
     def __init__(
         self,
         *,
@@ -196,14 +201,71 @@ class Node(_message.Message):
         health: Global___HealthSample | None = ...,
         blob_count: _builtins.int = ...,
         flaps: _builtins.int = ...,
+        score: Global___HealthScore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "health", b"health", "topology", b"topology"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "health", b"health", "score", b"score", "topology", b"topology"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "blob_count", b"blob_count", "epoch", b"epoch", "flaps", b"flaps", "health", b"health", "id", b"id", "labels", b"labels", "reason", b"reason", "sequence", b"sequence", "state", b"state", "state_since_unix_ms", b"state_since_unix_ms", "topology", b"topology", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "blob_count", b"blob_count", "epoch", b"epoch", "flaps", b"flaps", "health", b"health", "id", b"id", "labels", b"labels", "reason", b"reason", "score", b"score", "sequence", b"sequence", "state", b"state", "state_since_unix_ms", b"state_since_unix_ms", "topology", b"topology", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Node: _TypeAlias = Node  # noqa: Y015
+
+@_typing.final
+class HealthScore(_message.Message):
+    """HealthScore rates a node as a source of blobs. Set by the tracker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ComponentsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TOTAL_FIELD_NUMBER: _builtins.int
+    COMPONENTS_FIELD_NUMBER: _builtins.int
+    FIRST_BYTE_SECONDS_FIELD_NUMBER: _builtins.int
+    SECONDS_PER_MIB_FIELD_NUMBER: _builtins.int
+    total: _builtins.float
+    """From 0 (avoid) to 1 (best); selection divides a holder's cost by it."""
+    first_byte_seconds: _builtins.float
+    """Seconds to the first byte as gateways measured them; 0 when none has."""
+    seconds_per_mib: _builtins.float
+    """Seconds per MiB as gateways measured them; 0 when none has."""
+    @_builtins.property
+    def components(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What it was made of, by name, each from 0 to 1."""
+
+    def __init__(
+        self,
+        *,
+        total: _builtins.float = ...,
+        components: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        first_byte_seconds: _builtins.float = ...,
+        seconds_per_mib: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "first_byte_seconds", b"first_byte_seconds", "seconds_per_mib", b"seconds_per_mib", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealthScore: _TypeAlias = HealthScore  # noqa: Y015
 
 @_typing.final
 class HealthSample(_message.Message):

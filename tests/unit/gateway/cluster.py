@@ -38,6 +38,9 @@ class Script:
     extra: bytes = b""
     states_bytes: int | None = None
     waits: int = 0
+    pause_seconds: float = 0.0
+    fails_times: int = 1_000
+    """How often `breaks_at` happens."""
 
 
 @dataclass
@@ -61,7 +64,8 @@ class FakePeers:
             position, end = offset, offset + length
             while position < end:
                 stop = min(position + CHUNK, end)
-                if script.breaks_at is not None and position <= script.breaks_at < stop:
+                if script.fails_times and script.breaks_at is not None and position <= script.breaks_at < stop:
+                    script.fails_times -= 1
                     if script.breaks_at > position:
                         yield script.content[position : script.breaks_at]
                     raise script.error(node.id)
@@ -69,6 +73,7 @@ class FakePeers:
                     await asyncio.sleep(3600)
                 if script.ends_at is not None and position >= script.ends_at:
                     return
+                await asyncio.sleep(script.pause_seconds)
                 yield script.content[position:stop]
                 position = stop
             if script.extra:

@@ -15,10 +15,11 @@ from stafett.common.errors import BlobUnknown, CorruptContent, Overloaded, Unava
 from stafett.common.topology import Topology
 from stafett.gateway.byte_range import Span, resolve_range
 from stafett.gateway.locator import Locator
+from stafett.gateway.metrics import GatewayMetrics
 from stafett.gateway.outcomes import Outcomes
 from stafett.gateway.quarantine import Quarantine
 from stafett.gateway.relay import Relay, Transfer
-from stafett.gateway.selection import Asking, rank_nearest
+from stafett.gateway.selection import Asking, nearest
 from tests.unit.gateway.cluster import CHUNK, FakePeers, FakeTracker, Script, content_of, holder
 
 CONTENT = content_of(10 * CHUNK + 77)
@@ -35,11 +36,11 @@ async def relay(scripts: dict[str, Script], holders: tuple[Holder, ...] | None =
         yield Relay(
             Locator(FakeTracker({D: holders}), group),
             FakePeers(scripts),
-            rank_nearest,
+            nearest,
             Asking("me", Topology("eu", "a")),
             Quarantine(),
             0.2,
-            lambda reason: None,
+            GatewayMetrics(),
             Outcomes(FakeTracker()),
             random.Random(1),
         )
@@ -61,7 +62,7 @@ async def test_a_stream_that_breaks_anywhere_goes_on_from_the_next_holder(positi
         assert await pulled(broken) == CONTENT
         assert peers_of(broken).asked == [("n1", 0), ("n2", position)]
         assert peers_of(broken).open_now == 0
-        assert +broken.pending == {}
+        assert broken.book.streams_open == 0
 
 
 @pytest.mark.parametrize(
@@ -83,9 +84,63 @@ async def test_a_holder_that_fails_in_any_way_is_left_for_the_next(script: Scrip
 
 
 async def test_a_peer_that_waits_is_not_taken_for_a_stalled_one() -> None:
-    async with relay({"n1": Script(CONTENT, waits=20), "n2": Script(CONTENT)}) as waiting:
+    async with relay({"n1": Script(CONTENT, waits=20)}) as waiting:
         assert await pulled(waiting) == CONTENT
         assert [name for name, _ in peers_of(waiting).asked] == ["n1"]
+
+
+async def test_a_late_first_byte_is_hedged_once_and_never_at_the_same_holder() -> None:
+    scripts = {name: Script(CONTENT, stalls_at=0) for name in ("n1", "n2", "n3")}
+    async with relay({**scripts, "n4": Script(CONTENT)}) as late:
+        assert await pulled(late) == CONTENT
+        names = [name for name, _ in peers_of(late).asked]
+        assert len(set(names)) == len(names)
+        assert late.book.streams_open == 0
+        assert peers_of(late).open_now == 0
+
+
+async def test_without_budget_there_is_no_hedge() -> None:
+    async with relay({"n1": Script(CONTENT, waits=15), "n2": Script(CONTENT)}) as spent:
+        while spent.hedging.take():
+            pass
+        assert await pulled(spent) == CONTENT
+        assert [name for name, _ in peers_of(spent).asked] == ["n1"]
+
+
+async def test_a_holder_that_crawls_is_left_while_another_has_room_and_asked_again_when_nobody_is_left() -> None:
+    crawling = Script(CONTENT, pause_seconds=0.7)
+    async with relay({"n1": crawling, "n2": Script(CONTENT, breaks_at=8 * CHUNK)}) as slow:
+        slow.stall_timeout_seconds = 2.0
+        while slow.hedging.take():
+            pass
+        assert await pulled(slow) == CONTENT
+        asked = peers_of(slow).asked
+        assert [name for name, _ in asked] == ["n1", "n2", "n1"]
+        assert 0 < asked[1][1] < 8 * CHUNK == asked[2][1], "each goes on where the last one stopped"
+
+
+async def test_a_client_that_takes_its_time_makes_no_holder_slow() -> None:
+    async with relay({"n1": Script(CONTENT), "n2": Script(CONTENT)}) as quick:
+        async for _ in Transfer(quick, D, SIZE, Span(0, SIZE, False)).pieces():
+            await asyncio.sleep(0.3)
+        assert [name for name, _ in peers_of(quick).asked] == ["n1"]
+
+
+async def test_a_full_holder_is_asked_again_when_it_is_the_only_one() -> None:
+    full = Script(CONTENT, breaks_at=0, error=lambda name: Overloaded("streams", 1), fails_times=2)
+    async with relay({"n1": full}) as busy:
+        assert await pulled(busy) == CONTENT
+        assert [name for name, _ in peers_of(busy).asked] == ["n1", "n1", "n1"]
+        assert not busy.book.view(holder("n1", SIZE).node).failing, "a full peer is nobody's fault"
+
+
+async def test_a_holder_that_failed_is_the_last_resort_of_the_next_pull() -> None:
+    async with relay({"n1": Script(CONTENT, breaks_at=CHUNK, fails_times=1), "n2": Script(CONTENT)}) as shared:
+        assert await pulled(shared) == CONTENT
+        assert await pulled(shared) == CONTENT
+        assert [name for name, _ in peers_of(shared).asked] == ["n1", "n2", "n2"]
+        shared.locator.forget(D, "n2")
+        assert await pulled(shared) == CONTENT, "better one that failed than a miss"
 
 
 async def test_bytes_beyond_the_end_are_never_passed_on() -> None:
@@ -142,10 +197,10 @@ async def test_a_client_that_leaves_closes_the_stream_at_the_peer() -> None:
         pieces = Transfer(left, D, SIZE, Span(0, SIZE, False)).pieces()
         await anext(pieces)
         assert peers_of(left).open_now == 1
-        assert left.pending["n1"] == 1
+        assert left.book.streams_open == 1
         await pieces.aclose()
         assert peers_of(left).open_now == 0
-        assert left.pending["n1"] == 0
+        assert left.book.streams_open == 0
 
 
 async def test_with_nobody_left_the_first_piece_is_a_clear_no() -> None:
@@ -171,7 +226,7 @@ async def test_failures_are_told_to_the_trackers_in_one_batch_and_lies_with_thei
                 await asyncio.sleep(0.05)
         telling.cancel()
     (told,) = tracker.reports
-    assert told["broken"].stalled == 1
+    assert told["broken"].refused == 1
     assert told["liar"].corrupt == {D}
     if "busy" in told:
         assert (told["busy"].stalled, told["busy"].overloaded) == (0, 1), "a full peer is nobody's fault"

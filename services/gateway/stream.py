@@ -1,0 +1,118 @@
+"""One stream from one holder: its bytes from an offset on, watched for silence. Whom to ask next is the relay's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from stafett.common.blob_codec import BlobInfo, Waiting
+from stafett.common.digest import Digest
+from stafett.common.errors import Unavailable
+from stafett.gateway.pace import Pace
+from stafett.gateway.peer_book import PeerBook
+from stafett.gateway.ports import PeerReader
+from stafett.gateway.selection import Candidate
+
+STALLED = "stalled"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """`length` bytes from `offset` of a blob that must have `size_bytes`."""
+
+    digest: Digest
+    size_bytes: int
+    offset: int
+    length: int
+
+
+class Stream:
+    """An asynchronous iterator of pieces, on its peer's page while it is open. Always `aclose` it."""
+
+    def __init__(
+        self, candidate: Candidate, wanted: Wanted, book: PeerBook, reader: PeerReader, stall_floor_seconds: float
+    ) -> None:
+        self.candidate = candidate
+        self.pace = Pace(stall_floor_seconds)
+        self.first_byte_seconds: float | None = None
+        self._wanted = wanted
+        self._book = book
+        self._page = book.of(candidate.node)
+        self._reader = reader
+        self._opened_at = book.clock()
+        self._pieces = self._run()
+
+    @property
+    def age_seconds(self) -> float:
+        """Time since the stream was asked for."""
+        return self._book.clock() - self._opened_at
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> memoryview:
+        """Return the next piece; silence, another size, a wrong length are failures.
+
+        Raises:
+            Unavailable, and what `ports.PeerReader` raises.
+        """
+        return await anext(self._pieces)
+
+    async def first(self) -> memoryview | None:
+        """Return the first piece, None when there is none."""
+        return await anext(self._pieces, None)
+
+    async def aclose(self) -> None:
+        """End the stream."""
+        await self._pieces.aclose()
+
+    def lost_race(self) -> None:
+        """Note that its first byte has not come by now, when another holder's has."""
+        self._page.note_first_byte(self.age_seconds, self._book.clock())
+
+    async def _run(self) -> AsyncGenerator[memoryview, None]:
+        self._page.open_stream()
+        try:
+            async with aclosing(self._watched()) as pieces:
+                async for piece in pieces:
+                    yield piece
+            self._page.stream_succeeded()
+        except TimeoutError as error:
+            self._page.stream_failed(self._book.clock())
+            raise Unavailable(self.candidate.node.id, STALLED) from error
+        except Unavailable:
+            self._page.stream_failed(self._book.clock())
+            raise
+        finally:
+            self._page.close_stream(self.pace.seconds_per_mib, self._book.clock())
+
+    async def _watched(self) -> AsyncGenerator[memoryview, None]:
+        wanted, node_id = self._wanted, self.candidate.node.id
+        left = wanted.length
+        reading = self._reader.read(self.candidate.node, wanted.digest, wanted.offset, wanted.length)
+        async with aclosing(reading) as frames:
+            asked_at = self._book.clock()
+            while left > 0:
+                async with asyncio.timeout(self.pace.stall_seconds):
+                    frame = await anext(frames, None)
+                if frame is None:
+                    raise Unavailable(node_id, "the stream ended early")
+                if isinstance(frame, BlobInfo):
+                    if frame.size_bytes != wanted.size_bytes:
+                        raise Unavailable(node_id, f"it states {frame.size_bytes} bytes, others {wanted.size_bytes}")
+                elif not isinstance(frame, Waiting):
+                    left -= len(frame)
+                    if left < 0:
+                        raise Unavailable(node_id, "it sent more than was asked for")
+                    self._note(len(frame), self._book.clock() - asked_at)
+                    yield memoryview(frame)
+                    asked_at = self._book.clock()
+
+    def _note(self, size_bytes: int, waited_seconds: float) -> None:
+        if self.first_byte_seconds is None:
+            self.first_byte_seconds = self.age_seconds
+            self._page.note_first_byte(self.age_seconds, self._book.clock())
+        else:
+            self.pace.add(size_bytes, waited_seconds)
