@@ -19,17 +19,17 @@ from stafett.common.cluster import ImageSummary, Node
 
 CALL_SECONDS = 5.0
 EXIT_FAILED = 1
-_NO_PROXY = (("grpc.enable_http_proxy", 0),)
+NO_PROXY = (("grpc.enable_http_proxy", 0),)
 
 
 def show_nodes(target: str, *, as_json: bool) -> int:
     """Print all nodes; return the exit code."""
     try:
-        with grpc.insecure_channel(target, options=_NO_PROXY) as channel:
+        with grpc.insecure_channel(target, options=NO_PROXY) as channel:
             stub = tracker_pb2_grpc.TrackerServiceStub(channel)
             answer = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS)
     except grpc.RpcError:
-        return _no_tracker(target)
+        return no_tracker(target)
     nodes = [wire.node_from_wire(message) for message in answer.nodes]
     if as_json:
         print(json.dumps({"nodes": [_node_document(node) for node in nodes], "stale": answer.stale}))
@@ -46,20 +46,18 @@ def show_nodes(target: str, *, as_json: bool) -> int:
         )
         for node in nodes
     ]
-    _print_table(
-        ("node", "state", "since", "region/zone/rack", "address", "blobs", "version"), rows, stale=answer.stale
-    )
+    print_table(("node", "state", "since", "region/zone/rack", "address", "blobs", "version"), rows, stale=answer.stale)
     return 0
 
 
 def show_images(target: str, *, as_json: bool) -> int:
     """Print all image names; return the exit code."""
     try:
-        with grpc.insecure_channel(target, options=_NO_PROXY) as channel:
+        with grpc.insecure_channel(target, options=NO_PROXY) as channel:
             stub = tracker_pb2_grpc.TrackerServiceStub(channel)
             answer = stub.ListImages(tracker_pb2.ListImagesRequest(), timeout=CALL_SECONDS)
     except grpc.RpcError:
-        return _no_tracker(target)
+        return no_tracker(target)
     images = [wire.image_summary_from_wire(message) for message in answer.images]
     if as_json:
         print(json.dumps({"images": [_image_document(image) for image in images], "stale": answer.stale}))
@@ -75,21 +73,21 @@ def show_images(target: str, *, as_json: bool) -> int:
         )
         for image in images
     ]
-    _print_table(("image", "digest", "size", "complete copies", "other", "pulled"), rows, stale=answer.stale)
+    print_table(("image", "digest", "size", "complete copies", "other", "pulled"), rows, stale=answer.stale)
     return 0
 
 
 def drain_node(target: str, node_id: str, *, draining: bool) -> int:
     """Take a node out of service or back into it; return the exit code."""
     try:
-        with grpc.insecure_channel(target, options=_NO_PROXY) as channel:
+        with grpc.insecure_channel(target, options=NO_PROXY) as channel:
             stub = tracker_pb2_grpc.TrackerServiceStub(channel)
             stub.DrainNode(tracker_pb2.DrainNodeRequest(node_id=node_id, draining=draining), timeout=CALL_SECONDS)
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.NOT_FOUND:
             print(f"no node {node_id} is registered: see stafett nodes", file=sys.stderr)
             return EXIT_FAILED
-        return _no_tracker(target)
+        return no_tracker(target)
     print(f"{node_id} {'takes no new streams; those that run go on' if draining else 'is back in service'}")
     return 0
 
@@ -102,7 +100,8 @@ def _image_document(image: ImageSummary) -> dict[str, object]:
     return {**asdict(image), "target": str(image.target)}
 
 
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, stale: bool) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, stale: bool) -> None:
+    """Print a table, and a warning when it is from memory."""
     table = Table(box=None, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -123,7 +122,8 @@ def _ago(unix_ms: int) -> str:
     return f"{seconds} s"
 
 
-def _no_tracker(target: str) -> int:
+def no_tracker(target: str) -> int:
+    """Say that no tracker answers; return the exit code."""
     print(
         f"no tracker answers at {target}: is one running? Name it by --tracker or STAFETT_TRACKER",
         file=sys.stderr,

@@ -1,7 +1,7 @@
 """When a peer that failed may be asked again: a circuit breaker as a value. Pure; the caller brings the time.
 
-Closed: asked as usual. Open: left alone, longer after each further failure. Half-open: one stream tries it out, and its end
-decides (Nygard, Release It!, 2007).
+Closed: asked as usual. Open: left alone, longer after each further failure. Half-open: one stream tries, and how it
+ends decides (Nygard, Release It!, 2007).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A running transfer: the bytes of one blob on their way to one client, whoever of the holders they come from.
 
 `Relay` is what transfers share. A `Transfer` goes on at the same byte with the next holder if one breaks, stalls,
-crawls or lies about the size, and asks a second one when the first byte is late. Whole blobs are hashed on the way; the last
-piece is held back until the digest is right. Choosing is `selection`'s, one holder's bytes are `stream`'s.
+crawls or lies about the size, and asks a second one when the first byte is late. Whole blobs are hashed on the way; the
+last piece is held back until the digest is right. Choosing is `selection`'s, one holder's bytes are `stream`'s.
 """
 
 from __future__ import annotations

@@ -186,22 +186,27 @@ def worth_leaving(serving: Candidate, seconds_per_mib: float, other: Candidate, 
     return not other.failing and seconds_per_mib * SLOW_SHARE > expected
 
 
-def why_first(ranked: Sequence[Candidate]) -> str:
-    """Say in words why the first of a ranking by `nearest` is first."""
+def why_first(ranked: Sequence[Candidate], algorithm: Algorithm) -> str:
+    """Say in words why the first of a ranking is first."""
     if not ranked:
-        return "nobody can serve"
-    first, rest = ranked[0], [candidate for candidate in ranked[1:] if candidate.failing is ranked[0].failing]
-    nearer = [candidate for candidate in rest if candidate.tier < first.tier]
+        return "nobody can serve it"
+    first = ranked[0]
+    rivals = [candidate for candidate in ranked[1:] if candidate.failing is first.failing]
     if first.failing:
         return "all holders keep failing, this one is tried as a last resort"
+    if not rivals:
+        return "the only holder"
+    if algorithm is least_loaded:
+        return "the fewest streams for its slots, wherever it is"
+    nearer = [candidate for candidate in rivals if candidate.tier < first.tier]
     if nearer:
         best = min(nearer, key=lambda candidate: candidate.cost)
         limit = SPILL_FACTOR[first.tier] / SPILL_FACTOR[best.tier]
-        return f"spilled: {best.node.id} is nearer but {best.cost / first.cost:.1f} times dearer (limit {limit:g})"
-    peers = [candidate for candidate in rest if candidate.tier is first.tier]
-    if not peers:
+        return f"spilled: {best.node.id} is nearer, but {best.cost / first.cost:.1f} times dearer (limit {limit:g})"
+    if all(candidate.tier is not first.tier for candidate in rivals):
         return f"the only holder in the nearest tier ({first.tier.name.lower()})"
-    return f"nearest tier ({first.tier.name.lower()}), and the cheaper of the two that were drawn there"
+    drawn = "the digest's own choice there" if algorithm is rendezvous else "the cheaper of two drawn there"
+    return f"nearest tier ({first.tier.name.lower()}), {drawn}"
 
 
 def agreed_size(candidates: Iterable[Candidate]) -> int:

@@ -16,6 +16,7 @@ from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
 from stafett.common.cluster import Address
 from stafett.common.grpc_transport import bind, new_server
 from stafett.common.service import run_service
+from stafett.tracker.health_view import HealthView
 from stafett.tracker.holdings_store import HoldingsStore
 from stafett.tracker.housekeeping import Housekeeping
 from stafett.tracker.lease_renewals import LeaseRenewals
@@ -58,7 +59,7 @@ async def serve(
     housekeeping = Housekeeping(nodes, holdings, membership, probe, settings.lease_ttl_seconds)
     servicer = TrackerServicer(
         membership,
-        Lookup(link, membership, nodes, holdings, rng),
+        Lookup(link, membership, HealthView(nodes, settings.score_weights), holdings, rng),
         SessionParts(nodes, renewals, holdings, settings.refresh_interval_seconds, rng, membership.ordered_to_drain),
         Outcomes(nodes, membership, probe, grpc_verify(settings.tls)),
         lambda: housekeeping.guarded,

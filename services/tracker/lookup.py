@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -12,10 +12,10 @@ from stafett.common.cluster import HeldImage, Holder, ImageSummary, Node
 from stafett.common.digest import Digest
 from stafett.common.errors import ManifestUnknown, Unavailable
 from stafett.common.topology import Topology
+from stafett.tracker.health_view import HealthView
 from stafett.tracker.holdings_store import HoldingsStore
 from stafett.tracker.image_names import ImageEntry, newest, summarize
 from stafett.tracker.membership import Membership
-from stafett.tracker.membership_store import MembershipStore
 from stafett.tracker.proximity import Entry, choose
 from stafett.tracker.redis_link import RedisLink
 
@@ -66,11 +66,11 @@ class Lookup:
     """Reads of nodes, holders and images; each tells with a flag whether the answer is from memory (stale)."""
 
     def __init__(
-        self, link: RedisLink, members: Membership, nodes: MembershipStore, holdings: HoldingsStore, rng: random.Random
+        self, link: RedisLink, members: Membership, health: HealthView, holdings: HoldingsStore, rng: random.Random
     ) -> None:
         self._link = link
         self._membership = members
-        self._nodes = nodes
+        self._health = health
         self._holdings = holdings
         self._rng = rng
         self._entries: LastAnswers[Digest, Sequence[Entry]] = LastAnswers(_REMEMBERED_DIGESTS)
@@ -121,18 +121,20 @@ class Lookup:
         return [summary for summary in summaries if summary], stale
 
     async def nodes(self) -> tuple[list[Node], bool]:
-        """List all nodes by id, with health and number of blobs unless the answer is from memory."""
+        """List all nodes by id, with health, score and number of blobs as far as Redis is there to tell."""
         self._membership.require_loaded()
-        nodes = [member.node for _, member in sorted(self._membership.members.items())]
+        nodes = await self.described(member.node for _, member in sorted(self._membership.members.items()))
         if self._link.available:
             try:
-                health = await self._nodes.health()
                 counts = await self._holdings.blob_counts([node.id for node in nodes])
             except Unavailable:
                 return nodes, True
-            described = zip(nodes, counts, strict=True)
-            return [replace(node, health=health.get(node.id), blob_count=count) for node, count in described], False
+            return [replace(node, blob_count=count) for node, count in zip(nodes, counts, strict=True)], False
         return nodes, True
+
+    async def described(self, nodes: Iterable[Node]) -> list[Node]:
+        """Return nodes with health and score."""
+        return await self._health.describe(nodes, redis_up=self._link.available)
 
     async def _search(self, digests: Sequence[Digest], question: Question) -> list[tuple[Holder, ...]]:
         found = await self._find(digests, question, question.most)

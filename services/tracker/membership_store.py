@@ -14,6 +14,7 @@ from typing import cast
 from stafett.common.cluster import Address, HealthSample, Node, NodeState
 from stafett.common.errors import SessionLost
 from stafett.common.topology import Topology
+from stafett.tracker.health_score import Experience, Vitals
 from stafett.tracker.liveness import Event, moves
 from stafett.tracker.proximity import Member
 from stafett.tracker.redis_link import RedisLink
@@ -55,6 +56,18 @@ class Renewal:
     node_id: str
     epoch: int
     health: HealthSample | None
+
+
+@dataclass(frozen=True, slots=True)
+class Experienced:
+    """What one gateway met at a node under an epoch; the means are of the good streams, 0 when not known."""
+
+    node_id: str
+    epoch: int
+    succeeded: int
+    failed: int
+    first_byte_seconds: float
+    seconds_per_mib: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +216,30 @@ class MembershipStore:
             for entry, fields in found
         ]
 
-    async def health(self) -> Mapping[str, HealthSample]:
-        """Read the last health sample of each live node."""
-        [samples] = await self._link.commands([("HGETALL", f"{_SLOT}:health")])
-        texts = cast(dict[str, str], samples)
-        return {node_id: HealthSample(**json.loads(text)) for node_id, text in texts.items() if text}
+    async def add_experience(self, reports: Sequence[Experienced]) -> None:
+        """Add what a gateway met to the averages, in one script; reports of older epochs are dropped."""
+        args: list[str | int] = []
+        for report in reports:
+            counts = (report.succeeded, report.failed)
+            means = (f"{report.first_byte_seconds:.6f}", f"{report.seconds_per_mib:.6f}")
+            args += [report.node_id, report.epoch, *counts, *means]
+        await self._link.run("experience", _KEYS, args)
+
+    async def vitals(self, node_ids: Sequence[str]) -> Mapping[str, Vitals]:
+        """Read how nodes are; those without a lease are left out."""
+        rows = await self._link.run("vitals", _KEYS, list(node_ids))
+        pairs = zip(node_ids, cast(Sequence[tuple[str, str, str, str]], rows), strict=True)
+        return {node_id: self._vitals(*row) for node_id, row in pairs if row[0]}
+
+    def _vitals(self, lease_left_ms: str, sample: str, met: str, met_ms_ago: str) -> Vitals:
+        known = json.loads(met) if met else {}
+        return Vitals(
+            lease_left=int(lease_left_ms) / self._ttl_ms,
+            sample=HealthSample(**json.loads(sample)) if sample else None,
+            experience=Experience(known["success"], known["first"], known["pace"], int(met_ms_ago) / 1000)
+            if known
+            else None,
+        )
 
     async def forget(self, node_id: str, epoch: int) -> bool:
         """Forget a node that is down; False if it has come back."""

@@ -12,7 +12,7 @@ from stafett.common.cluster import Node, NodeState
 from stafett.common.digest import Digest
 from stafett.tracker.liveness import Event
 from stafett.tracker.membership import Membership
-from stafett.tracker.membership_store import Due, MembershipStore
+from stafett.tracker.membership_store import Due, Experienced, MembershipStore
 from stafett.tracker.probe import Probe
 
 log = structlog.get_logger()
@@ -25,11 +25,9 @@ Verify = Callable[[Node, Digest], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class PeerReport:
-    """How a peer behaved towards one gateway: failures that count, and digests of which it sent wrong bytes."""
+    """How a peer behaved towards one gateway, and digests of which it sent wrong bytes."""
 
-    node_id: str
-    epoch: int
-    failures: int
+    met: Experienced
     corrupt: tuple[Digest, ...]
 
 
@@ -45,10 +43,12 @@ class Outcomes:
     async def take(self, reporter: str, reports: Sequence[PeerReport]) -> None:
         """Act on one gateway's batch. Raises Unavailable: if Redis is away."""
         known = [
-            (report, member.node) for report in reports if (member := self._membership.members.get(report.node_id))
+            (report, member.node) for report in reports if (member := self._membership.members.get(report.met.node_id))
         ]
-        current = [(report, node) for report, node in known if report.epoch == node.epoch]
-        await asyncio.gather(*(self._judge(node, reporter) for report, node in current if report.failures))
+        current = [(report, node) for report, node in known if report.met.epoch == node.epoch]
+        if current:
+            await self._nodes.add_experience([report.met for report, _ in current])
+        await asyncio.gather(*(self._judge(node, reporter) for report, node in current if report.met.failed))
         await asyncio.gather(*(self._verify(node, digest) for report, node in current for digest in report.corrupt))
 
     async def _judge(self, node: Node, reporter: str) -> None:

@@ -15,7 +15,7 @@ from stafett.common.reference import Reference
 from stafett.common.topology import Topology
 from stafett.tracker.holdings_store import Announcement
 from stafett.tracker.lookup import Question
-from stafett.tracker.membership_store import Registration
+from stafett.tracker.membership_store import Experienced, Registration
 from stafett.tracker.outcomes import PeerReport
 
 DIGESTS_MAX = 1_000
@@ -24,6 +24,7 @@ REPORTS_MAX = 1_000
 HOLDERS_MAX = 64
 _HOLDERS_DEFAULT = 16
 _TEXT_MAX = 253
+_SECONDS_MAX = 86_400.0
 _LABELS_MAX = 64
 _HOST = re.compile(r"[A-Za-z0-9._:%-]{1,253}")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+/-]{0,254}")
@@ -107,7 +108,11 @@ def _each(field: str, items: Iterable[Item], most: int, parse: Callable[[Item], 
 
 def _peer_report(message: tracker_pb2.PeerOutcomes) -> PeerReport:
     corrupt = _each("corrupt_digests", message.corrupt_digests, DIGESTS_MAX, Digest.parse)
-    return PeerReport(message.node_id, message.epoch, message.refused + message.stalled, corrupt)
+    means = (message.first_byte_seconds, message.seconds_per_mib)
+    if not all(0 <= mean < _SECONDS_MAX for mean in means):
+        raise RequestInvalid("first_byte_seconds, seconds_per_mib", f"must be 0 to {_SECONDS_MAX:.0f}")
+    failed = message.refused + message.stalled
+    return PeerReport(Experienced(message.node_id, message.epoch, message.succeeded, failed, *means), corrupt)
 
 
 def _blob(message: tracker_pb2.HeldBlob) -> HeldBlob:

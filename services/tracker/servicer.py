@@ -75,7 +75,7 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
         nodes = {holder.node.id: holder.node for holders in answers for holder in holders}
         return tracker_pb2.LocateResponse(
             blobs=[wire.located_to_wire(digest, holders) for digest, holders in zip(digests, answers, strict=True)],
-            nodes=[wire.node_to_wire(node) for node in nodes.values()],
+            nodes=map(wire.node_to_wire, await self._lookup.described(nodes.values())),
             stale=stale,
         )
 

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from stafett.common.settings import ServiceSettings
+from stafett.tracker.health_score import DEFAULT_WEIGHTS
 from stafett.tracker.redis_link import RedisPlace
 
 
@@ -39,6 +40,19 @@ class TrackerSettings(ServiceSettings):
         le=43200,
         description="Time between full announcements that a tracker asks of each node, 60 to 43200 seconds.",
     )
+
+    score_weights: dict[str, float] = Field(
+        default_factory=lambda: dict(DEFAULT_WEIGHTS),
+        description="JSON map of weights in the health score, each 0 or more, for: " + ", ".join(DEFAULT_WEIGHTS) + ".",
+    )
+
+    @field_validator("score_weights")
+    @classmethod
+    def _known_weights(cls, weights: dict[str, float]) -> dict[str, float]:
+        unknown = sorted(weights.keys() - DEFAULT_WEIGHTS.keys())
+        if unknown or any(weight < 0 for weight in weights.values()):
+            raise ValueError(f"has unknown components ({', '.join(unknown)}) or a weight below 0")
+        return {**DEFAULT_WEIGHTS, **weights}
 
     @field_validator("redis_url")
     @classmethod

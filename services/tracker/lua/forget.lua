@@ -8,5 +8,6 @@ end
 redis.call('HINCRBY', key, 'sequence', 1)
 publish(id, 'forgotten', '1')
 redis.call('DEL', key)
+redis.call('HDEL', P .. 'experience', id)
 redis.call('SREM', P .. 'ids', id)
 return {1}

@@ -17,6 +17,7 @@ redis.call('HSET', key, 'id', id, 'epoch', epoch, 'sequence', 0, 'incarnation', 
 redis.call('SADD', P .. 'ids', id)
 redis.call('ZADD', P .. 'leases', now + ARGV[2], id)
 redis.call('HDEL', P .. 'health', id)
+if not same then redis.call('HDEL', P .. 'experience', id) end
 redis.call('ZREM', P .. 'broken', id)
 redis.call('SREM', P .. 'suspects', id)
 publish(id)

@@ -163,7 +163,7 @@ def test_of_two_in_a_tier_the_faster_and_the_healthier_is_first() -> None:
 def test_a_rack_is_left_for_the_zone_only_when_it_is_more_than_three_times_dearer(pending: int, first: str) -> None:
     order = ranked([at("near", rack="k"), at("far", rack="l")], ME, {"near": PeerView(pending)})
     assert order[0].node.id == first
-    assert ("spilled" in why_first(order)) is (first == "far")
+    assert ("spilled" in why_first(order, nearest)) is (first == "far")
 
 
 def test_seconds_come_from_own_sight_then_from_reports_then_from_the_tier() -> None:

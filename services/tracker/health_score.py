@@ -1,0 +1,101 @@
+"""How good a source a node is: one number out of what it says, what gateways met, and how steady it was. Pure.
+
+The score is the weighted geometric mean of six components, all in [0, 1]: with weights w, prod(c ** (w / sum(w))). So
+one component near 0 is enough to make a bad source, which a sum would hide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stafett.common.cluster import HealthSample, HealthScore
+
+DEFAULT_WEIGHTS: Mapping[str, float] = {
+    "heartbeat": 1.0,
+    "load": 1.0,
+    "disk": 1.0,
+    "outcomes": 2.0,
+    "speed": 1.0,
+    "stability": 1.0,
+}
+COMPONENT_FLOOR = 0.01
+FORGIVING_SECONDS = 60.0
+"""Failures weigh half as much after 0.7 of this time: a node that nobody asks any more becomes worth asking again."""
+DISK_SCARCE_SHARE = 0.1
+DISK_ERRORS_HALF = 10.0
+STEADY_SECONDS = 60.0
+FLAP_FACTOR = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """What gateways met at a node, as moving averages: share of good streams, seconds to the first byte and per MiB."""
+
+    success: float = 1.0
+    first_byte_seconds: float = 0.0
+    seconds_per_mib: float = 0.0
+    age_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """All that is known of a node's health; `lease_left` is the share of its lease that is left, 0 to 1."""
+
+    lease_left: float = 1.0
+    sample: HealthSample | None = None
+    experience: Experience | None = None
+    flaps: int = 0
+
+
+def score(vitals: Vitals, usual_seconds_per_mib: float, weights: Mapping[str, float]) -> HealthScore:
+    """Rate a node.
+
+    Args:
+        usual_seconds_per_mib: the median of all nodes that gateways have measured; 0 when there is none.
+        weights: by component, as in `DEFAULT_WEIGHTS`; a component without a weight does not count.
+    """
+    experience = vitals.experience or Experience()
+    components = {
+        "heartbeat": min(1.0, max(0.0, vitals.lease_left) / 0.6),
+        "load": _load(vitals.sample),
+        "disk": _disk(vitals.sample),
+        "outcomes": 1.0 - (1.0 - experience.success) * math.exp(-experience.age_seconds / FORGIVING_SECONDS),
+        "speed": _speed(experience.seconds_per_mib, usual_seconds_per_mib),
+        "stability": _stability(vitals.sample, vitals.flaps),
+    }
+    total_weight = sum(weights.values())
+    logs = (weights.get(name, 0.0) * math.log(max(COMPONENT_FLOOR, value)) for name, value in components.items())
+    total = math.exp(sum(logs) / total_weight) if total_weight else 1.0
+    return HealthScore(total, components, experience.first_byte_seconds, experience.seconds_per_mib)
+
+
+def _load(sample: HealthSample | None) -> float:
+    """Free share of the stream slots; full processors take half."""
+    if sample is None:
+        return 1.0
+    streams = sample.active_streams / sample.stream_limit if sample.stream_limit else 0.0
+    return max(0.0, 1.0 - max(streams, sample.cpu_busy / 2))
+
+
+def _disk(sample: HealthSample | None) -> float:
+    """Falls below a tenth of free space, halves at ten failed reads; 0 while the store does not answer."""
+    if sample is None:
+        return 1.0
+    if not sample.store_available:
+        return 0.0
+    free = sample.disk_free_bytes / sample.disk_size_bytes if sample.disk_size_bytes else 1.0
+    return min(1.0, free / DISK_SCARCE_SHARE) * DISK_ERRORS_HALF / (DISK_ERRORS_HALF + sample.disk_errors)
+
+
+def _speed(seconds_per_mib: float, usual: float) -> float:
+    if not seconds_per_mib or not usual:
+        return 1.0
+    return min(1.0, usual / seconds_per_mib)
+
+
+def _stability(sample: HealthSample | None, flaps: int) -> float:
+    """Half at the start, nearly whole after minutes; a fifth less for each fall."""
+    uptime = sample.uptime_seconds if sample else 0.0
+    return (STEADY_SECONDS + 2 * uptime) / (2 * STEADY_SECONDS + 2 * uptime) * FLAP_FACTOR ** min(flaps, 20)
