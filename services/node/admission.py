@@ -1,4 +1,4 @@
-"""How many streams at once, and how fast. The bucket is pure; `Throttle` adds clock and sleep."""
+"""How many streams at once, how fast, in frames of which size. All pure but `Throttle`, which adds clock and sleep."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from stafett.common.blob_codec import CHUNK_BYTES
 from stafett.common.errors import Draining, Overloaded
+
+FRAME_MIN_BYTES = 16 * 1024
+FRAME_SLOW_SECONDS = 0.2
+FRAME_QUICK_SECONDS = 0.05
 
 
 @dataclass
@@ -69,6 +74,24 @@ class TokenBucket:
         self.filled_at = now
         self.tokens -= size_bytes
         return max(0.0, -self.tokens / self.rate)
+
+
+@dataclass
+class FrameSize:
+    """How many bytes go into the next frame of a stream: few where they leave slowly.
+
+    A reader takes silence for a stall, and sees a frame only when the whole of it is there: on a link that many share a
+    mebibyte can take seconds.
+    """
+
+    size_bytes: int = 128 * 1024
+
+    def sent(self, size_bytes: int, seconds: float) -> None:
+        """Learn how long a frame took to leave."""
+        if seconds > FRAME_SLOW_SECONDS:
+            self.size_bytes = max(FRAME_MIN_BYTES, min(size_bytes, self.size_bytes) // 2)
+        elif seconds < FRAME_QUICK_SECONDS:
+            self.size_bytes = min(CHUNK_BYTES, self.size_bytes * 2)
 
 
 class Throttle:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Iterator
 
 import grpc
 import structlog
@@ -13,7 +14,7 @@ from stafett.api.v1 import node_pb2
 from stafett.common.blob_codec import BlobInfo, Frame
 from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, RangeUnsatisfiable, RequestInvalid, Unavailable
-from stafett.node.admission import StreamSlots, Throttle
+from stafett.node.admission import FrameSize, StreamSlots, Throttle
 from stafett.node.health import Tally
 from stafett.node.indexer import Indexer
 from stafett.node.ports import BlobReader, ContentStore
@@ -116,12 +117,16 @@ class BlobServicer:
 
     async def _chunks(self, reader: BlobReader, offset: int, length: int) -> AsyncGenerator[bytes, None]:
         sent = 0
+        frame = FrameSize()
         try:
             async for chunk in reader.chunks(offset, length):
-                await self._throttle.pass_(len(chunk))
-                sent += len(chunk)
-                self._tally.sent_bytes += len(chunk)
-                yield chunk
+                for piece in _cut(chunk, frame):
+                    started_at = time.monotonic()
+                    await self._throttle.pass_(len(piece))
+                    sent += len(piece)
+                    self._tally.sent_bytes += len(piece)
+                    yield piece
+                    frame.sent(len(piece), time.monotonic() - started_at)
         except OSError as error:
             raise self._unreadable(error) from error
         if sent < length:
@@ -131,3 +136,12 @@ class BlobServicer:
         self._tally.disk_errors += 1
         log.error("blob_unreadable", reason=error.strerror)
         return Unavailable("blob file", error.strerror or "unreadable")
+
+
+def _cut(chunk: bytes, frame: FrameSize) -> Iterator[bytes]:
+    """Cut a chunk into frames, each of the size that is right when its turn comes."""
+    position = 0
+    while position < len(chunk):
+        end = position + frame.size_bytes
+        yield chunk if position == 0 and end >= len(chunk) else chunk[position:end]
+        position = end

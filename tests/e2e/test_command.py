@@ -54,6 +54,17 @@ def test_pull_gets_an_image_from_a_peer_and_the_overviews_tell_of_it(tmp_path: P
         assert sum(json.loads(again.stdout)["bytes_by_source"].values()) < 5_000, "only manifests are fetched again"
 
         target: list[str | Path] = ["--tracker", cluster.tracker_target, "--json"]
+        layer = str(max(digests_of(image), key=str))
+        explained = json.loads(run([*STAFETT, "explain", layer, "--from", "asking", *target]).stdout)
+        (candidate,) = explained["candidates"]
+        assert (candidate["node"], candidate["tier"], candidate["rank"]) == ("holding", "region", 1)
+        assert 0 < candidate["score"] <= 1
+        assert candidate["components"].keys() >= {"heartbeat", "load", "outcomes"}
+        assert explained["reason"] == "the only holder"
+        shown = run([*STAFETT, "explain", layer, "--from", "asking", *target[:2]]).stdout
+        assert "first: holding: the only holder" in shown
+        assert run([*STAFETT, "explain", layer, "--from", "nobody", *target]).returncode == 1
+        assert run([*STAFETT, "explain", "sha256:no", "--from", "asking", *target]).returncode == 2
         nodes = json.loads(run([*STAFETT, "nodes", *target]).stdout)["nodes"]
         assert [(node["id"], node["state"], node["topology"]["zone"]) for node in nodes] == [
             ("asking", "ready", "b"),

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stafett.common.blob_codec import CHUNK_BYTES
 from stafett.common.errors import Draining, Overloaded
-from stafett.node.admission import StreamSlots, TokenBucket
+from stafett.node.admission import FRAME_MIN_BYTES, FrameSize, StreamSlots, TokenBucket
 
 steps = st.lists(st.tuples(st.floats(0, 10), st.integers(1, 4 * 1024 * 1024)), min_size=1, max_size=60)
 
@@ -62,3 +63,16 @@ def test_a_bucket_does_not_waste_its_rate(sizes: list[int], rate: float) -> None
     for size in sizes:
         now += bucket.take(size, now)
     assert now == pytest.approx(sum(sizes) / rate)
+
+
+@pytest.mark.parametrize("bytes_per_second", [20_000, 100_000, 1_000_000, 10_000_000, 1_000_000_000])
+def test_frames_settle_at_a_size_that_leaves_in_a_moment(bytes_per_second: int) -> None:
+    frame = FrameSize()
+    seconds = [0.0]
+    for _ in range(30):
+        seconds.append(frame.size_bytes / bytes_per_second)
+        frame.sent(frame.size_bytes, seconds[-1])
+        assert FRAME_MIN_BYTES <= frame.size_bytes <= CHUNK_BYTES
+    assert max(seconds[-10:]) < 1.0, "slower than a stall looks"
+    if bytes_per_second >= 100_000_000:
+        assert frame.size_bytes == CHUNK_BYTES
