@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import NoReturn
 
-from bench import throughput
+from bench import failover, throughput
 from stafett.common.errors import StartupFailed
 
-BENCHMARKS: Mapping[str, Callable[[list[str]], None]] = {"throughput": throughput.main}
+BENCHMARKS: Mapping[str, Callable[[list[str]], None]] = {
+    "failover": failover.main,
+    "throughput": throughput.main,
+}
 
 
 def main() -> int:
