@@ -12,14 +12,12 @@ import os
 import random
 import signal
 import time
-import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bench.failover_bed import Bed, Blob, Holder, OtherClients
+from bench.failover_bed import Bed, Blob, Holder, OtherClients, failovers
 from bench.watched_pull import Pulled, WatchedPull
-from stafett.cli.local_cluster.cluster import Host
 from stafett.common.errors import StartupFailed
 
 MIB = 1024 * 1024
@@ -51,6 +49,7 @@ class Repeat:
     unselectable_seconds: float | None
     others_touched: int
     others_requests: int
+    others_max_seconds: float
     others_problems: Sequence[str]
 
 
@@ -166,7 +165,7 @@ class _Rounds:
         if not pull.wait_received(int(blob.size_bytes * self._rng.uniform(*STRIKE_BETWEEN))):
             raise StartupFailed(f"a pull has failed before the fault: {pull.result().problem}")
         holder = self._bed.serving()
-        with OtherClients(self._bed) as others:
+        with OtherClients(self._bed, holder) as others:
             since = time.monotonic()
             fault.strike(self._bed, holder, blob)
             return self._finish(fault, holder, blob, pull, others, since, second=second)
@@ -176,10 +175,10 @@ class _Rounds:
         for holder in self._rng.sample(self._bed.holders, len(self._bed.holders)):
             fault.strike(self._bed, holder, self._blob)
             for _ in range(REFUSED_TRIES):
-                left, since = _failovers(self._reader), time.monotonic()
+                left, since = failovers(self._reader), time.monotonic()
                 pull = self._bed.pull(self._reader, self._blob)
-                if not pull.wait_received(1) or _failovers(self._reader) > left:
-                    with OtherClients(self._bed) as others:
+                if not pull.wait_received(1) or failovers(self._reader) > left:
+                    with OtherClients(self._bed, holder) as others:
                         return self._finish(fault, holder, self._blob, pull, others, since)
                 pull.hang_up()
             fault.heal(self._bed, holder)
@@ -203,11 +202,15 @@ class _Rounds:
         while unselectable is None and fault.unselectable and time.monotonic() < since + UNSELECTABLE_WITHIN_SECONDS:
             time.sleep(0.05)
             unselectable = self._bed.unselectable_seconds(holder, since)
-        touched = holder.touched_by_others(since, time.monotonic())
-        requests, problems = others.requests, tuple(others.problems)
+        touched, requests, slowest, problems = (
+            others.touched,
+            others.requests,
+            others.max_seconds,
+            tuple(others.problems),
+        )
         fault.heal(self._bed, holder)
         self._bed.wait_healthy(self._blob)
-        return Repeat(pulled, again, unselectable, touched, requests, problems)
+        return Repeat(pulled, again, unselectable, touched, requests, slowest, problems)
 
     def summary(self) -> dict[str, object]:
         """Print the figures of each fault and give the last line's content."""
@@ -232,11 +235,11 @@ def _figures(name: str, repeats: Sequence[Repeat], usual_seconds: float) -> dict
         "max_extra_s": round(max(extra), 3),
         "max_gap_s": round(max(repeat.pulled.max_gap_seconds for repeat in repeats), 3),
         "failed_pulls": _failed(name, repeats),
-        "others_touched": sum(repeat.others_touched for repeat in repeats),
-        "others_requests": sum(repeat.others_requests for repeat in repeats),
     }
-    if name == REFUSED:
-        del figures["others_touched"]  # nobody listens, so nobody counts
+    if name in (REFUSED, *(name for name, fault in FAULTS.items() if fault.unselectable)):
+        figures["others_touched_median"] = median(repeat.others_touched for repeat in repeats)
+        figures["others_touched_max"] = max(repeat.others_touched for repeat in repeats)
+        figures["others_max_s"] = round(max(repeat.others_max_seconds for repeat in repeats), 3)
     if name == SLOWED:
         figures["total_x"] = round(max(repeat.pulled.seconds for repeat in repeats) / usual_seconds, 3)
     if name == CORRUPT:
@@ -263,7 +266,10 @@ def _described(repeat: Repeat) -> str:
     parts = [f"{pulled.seconds:.2f} s, longest gap {pulled.max_gap_seconds:.2f} s"]
     if repeat.unselectable_seconds is not None:
         parts.append(f"unselectable after {repeat.unselectable_seconds:.2f} s")
-    parts.append(f"others touched it {repeat.others_touched} times in {repeat.others_requests} requests")
+    parts.append(
+        f"others: {repeat.others_touched} of {repeat.others_requests} requests touched it, "
+        f"slowest {repeat.others_max_seconds:.2f} s"
+    )
     if repeat.second is not None:
         parts.append(f"second attempt {repeat.second.problem or 'right'}")
     return "; ".join([*parts, *filter(None, [pulled.problem]), *repeat.others_problems])
@@ -273,10 +279,3 @@ def _largest(seconds: Iterable[float | None]) -> float | None:
     """The maximum; None when it is unknown once."""
     known = list(seconds)
     return None if None in known else round(max(each for each in known if each is not None), 3)
-
-
-def _failovers(reader: Host) -> float:
-    """How often a gateway has left a holder, for whatever reason."""
-    with urllib.request.urlopen(f"{reader.gateway_url}/metrics", timeout=5) as response:
-        lines = response.read().decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("stafett_gateway_failovers_total"))

@@ -7,6 +7,7 @@ import shutil
 import struct
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ class StreamCounter:
 
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """A gateway has asked a holder for something: a stream, or a connection that nobody behind the proxy took."""
+    """A gateway has sent a holder a request."""
 
     at: float
     gateway: str
@@ -93,9 +94,10 @@ class Holder:
         assert self.host.node is not None
         return self.host.node
 
-    def touched_by_others(self, since: float, until: float) -> int:
-        """How often other gateways than the first one asked it within a span of time."""
-        return sum(1 for touch in list(self.touches) if since <= touch.at <= until and touch.gateway in ("r2", "r3"))
+    def asked_by(self, gateways: Sequence[Host], since: float) -> int:
+        """How often these gateways have asked it since then."""
+        names = {host.name for host in gateways}
+        return sum(1 for touch in list(self.touches) if touch.at >= since and touch.gateway in names)
 
 
 class StateWatch:
@@ -133,12 +135,30 @@ class StateWatch:
 class OtherClients:
     """Clients of the other gateways, who fetch small blobs one after the other. A context manager."""
 
-    def __init__(self, bed: Bed) -> None:
+    def __init__(self, bed: Bed, holder: Holder) -> None:
         self._bed = bed
+        self._holder = holder
+        self._started = time.monotonic()
+        self._failovers = self._count_failovers()
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(host,)) for host in bed.readers[1:]]
         self.requests = 0
+        self.max_seconds = 0.0
         self.problems: list[str] = []
+
+    @property
+    def touched(self) -> int:
+        """How many of their requests were sent to the broken holder.
+
+        Streams that came as far as the proxy, or holders left by the gateways, whichever are more: a node that refuses
+        sees no stream, and a silent one that a hedge has overtaken is not counted as left. Connections are not counted,
+        as gRPC repeats them by itself.
+        """
+        asked = self._holder.asked_by(self._bed.readers[1:], self._started)
+        return max(asked, self._count_failovers() - self._failovers)
+
+    def _count_failovers(self) -> int:
+        return sum(failovers(host) for host in self._bed.readers[1:])
 
     def __enter__(self) -> OtherClients:
         for thread in self._threads:
@@ -157,6 +177,7 @@ class OtherClients:
             blob = self._bed.next_small()
             pulled = self._bed.pull(host, blob).result()
             self.requests += 1
+            self.max_seconds = max(self.max_seconds, pulled.seconds)
             if pulled.problem:
                 self.problems.append(f"{host.name}: {pulled.problem}")
 
@@ -294,9 +315,14 @@ class Bed:
         def touch() -> None:
             holder.touches.append(Touch(time.monotonic(), gateway))
 
-        if not holder.node.alive:
-            touch()
         return StreamCounter(touch)
+
+
+def failovers(host: Host) -> int:
+    """How often a gateway has left a holder for another one, by its metrics."""
+    with urllib.request.urlopen(f"{host.gateway_url}/metrics", timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    return sum(int(float(line.split()[-1])) for line in lines if line.startswith("stafett_gateway_failovers_total"))
 
 
 def _owner(readers: Sequence[Host], port: int) -> str:
