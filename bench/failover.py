@@ -100,6 +100,8 @@ FAULTS: Mapping[str, Fault] = {
     SLOWED: Fault(_slow_down, _reconnect),
     CORRUPT: Fault(_corrupt, lambda _bed, _holder: None),
 }
+NOT_TO_BE_ASKED = (REFUSED, *(name for name, fault in FAULTS.items() if fault.unselectable))
+"""Faults after which any request to the node is one too many; a slow or lying one still serves other blobs."""
 
 
 def main(arguments: list[str]) -> None:
@@ -146,7 +148,7 @@ class _Rounds:
             for name in faults:
                 repeat = self._one(name)
                 self._repeats.setdefault(name, []).append(repeat)
-                print(f"{number + 1}: {name:8} {_described(repeat)}", flush=True)
+                print(f"{number + 1}: {name:8} {_described(name, repeat)}", flush=True)
 
     def _one(self, name: str) -> Repeat:
         if name == REFUSED:
@@ -236,7 +238,7 @@ def _figures(name: str, repeats: Sequence[Repeat], usual_seconds: float) -> dict
         "max_gap_s": round(max(repeat.pulled.max_gap_seconds for repeat in repeats), 3),
         "failed_pulls": _failed(name, repeats),
     }
-    if name in (REFUSED, *(name for name, fault in FAULTS.items() if fault.unselectable)):
+    if name in NOT_TO_BE_ASKED:
         figures["others_touched_median"] = median(repeat.others_touched for repeat in repeats)
         figures["others_touched_max"] = max(repeat.others_touched for repeat in repeats)
         figures["others_max_s"] = round(max(repeat.others_max_seconds for repeat in repeats), 3)
@@ -261,15 +263,14 @@ def _failed(name: str, repeats: Sequence[Repeat]) -> int:
     return others + sum(bool(pulled.problem) for pulled in mine if pulled is not None)
 
 
-def _described(repeat: Repeat) -> str:
+def _described(name: str, repeat: Repeat) -> str:
     pulled = repeat.pulled
     parts = [f"{pulled.seconds:.2f} s, longest gap {pulled.max_gap_seconds:.2f} s"]
     if repeat.unselectable_seconds is not None:
         parts.append(f"unselectable after {repeat.unselectable_seconds:.2f} s")
-    parts.append(
-        f"others: {repeat.others_touched} of {repeat.others_requests} requests touched it, "
-        f"slowest {repeat.others_max_seconds:.2f} s"
-    )
+    if name in NOT_TO_BE_ASKED:
+        parts.append(f"others: {repeat.others_touched} of {repeat.others_requests} requests touched it")
+    parts.append(f"slowest of the others {repeat.others_max_seconds:.2f} s")
     if repeat.second is not None:
         parts.append(f"second attempt {repeat.second.problem or 'right'}")
     return "; ".join([*parts, *filter(None, [pulled.problem]), *repeat.others_problems])
