@@ -257,10 +257,14 @@ def _figures(name: str, repeats: Sequence[Repeat], usual_seconds: float) -> dict
 
 
 def _failed(name: str, repeats: Sequence[Repeat]) -> int:
-    """Count failed pulls, those of the other clients too; that a corrupt holder costs one attempt is agreed."""
+    """Count failed pulls, those of the other clients too.
+
+    That a corrupt holder costs one attempt is agreed, but not that it is delivered.
+    """
     mine = [repeat.second if name == CORRUPT else repeat.pulled for repeat in repeats]
     others = sum(len(repeat.others_problems) for repeat in repeats)
-    return others + sum(bool(pulled.problem) for pulled in mine if pulled is not None)
+    delivered = sum(bool(repeat.pulled.wrong_bytes) for repeat in repeats if name == CORRUPT)
+    return others + delivered + sum(bool(pulled.problem) for pulled in mine if pulled is not None)
 
 
 def _described(name: str, repeat: Repeat) -> str:
