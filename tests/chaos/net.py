@@ -92,6 +92,12 @@ class Network:
             run([*place.prefix, "nft", "delete table inet stafett_cut"])
             run([*place.prefix, "tc", "qdisc", "delete", "dev", "eth0", "root"])
 
+    def sent_bytes(self, place: Place) -> int:
+        """Bytes that a place has sent to the others."""
+        shown = run([*place.prefix, "cat", "/proc/net/dev"]).stdout
+        (counters,) = (line.split(":")[1].split() for line in shown.splitlines() if line.strip().startswith("eth0:"))
+        return int(counters[8])
+
     @property
     def _bridge(self) -> str:
         return f"stafett{self.number}"
