@@ -49,6 +49,7 @@ def shared(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             host.node.stop()
             host.zone = "a"
             start_node(bed, host)
+        restart_gateway(bed, bed.hosts[2])
         yield bed
 
 
@@ -63,10 +64,13 @@ def bed(shared: Bed, network: Network) -> Iterator[Bed]:
         host.node.signal(signal.SIGCONT)
         if not host.node.alive:
             start_node(shared, host)
-    pulling = shared.hosts[2]
-    assert pulling.gateway is not None
-    pulling.gateway.stop()
-    shared.cluster.start_gateway(pulling)
+    restart_gateway(shared, shared.hosts[2])
+
+
+def restart_gateway(bed: Bed, host: Host) -> None:
+    assert host.gateway is not None
+    host.gateway.stop()
+    bed.cluster.start_gateway(host)
 
 
 def start_node(bed: Bed, host: Host) -> None:
@@ -173,6 +177,21 @@ def test_a_slow_holder_is_left_and_the_pull_takes_little_longer(bed: Bed, networ
     assert answer.is_all_of(layer)
     assert failovers(bed.hosts[2], answer.node)
     assert answer.seconds < 1.5 * healthy.seconds
+
+
+def test_a_file_lost_behind_containerds_back_costs_nothing_and_is_not_announced_again(bed: Bed) -> None:
+    image = spread(bed, "chaos/lost", layer_bytes=2_000_000)
+    layer = image.blobs[PLATFORM][1].digest
+    first, second, third = bed.hosts
+    (first.content_root / "blobs" / "sha256" / layer.hex).unlink()
+    for _ in range(8):  # the first is chosen by chance
+        assert ask(third, layer).is_all_of(layer)
+        if failovers(third, first.name):
+            break
+    assert failovers(third, first.name)
+    wait_until(lambda: first.name not in bed.holders(layer), "the holding is withdrawn")
+    time.sleep(1.5)  # a listing, which containerd answers from its database
+    assert bed.holders(layer) == [second.name]
 
 
 def test_with_all_holders_gone_containerd_gets_the_rest_from_upstream(bed: Bed) -> None:
