@@ -11,10 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
+from stafett.api.v1 import node_pb2, node_pb2_grpc
+from stafett.cli.local_cluster.cluster import Host
 from stafett.cli.local_cluster.processes import wait_until
 from stafett.common.blob_files import blob_path
+from stafett.common.digest import Digest
 from tests.chaos.client import Answer, ask, failovers
 from tests.chaos.holders import READY, Holders, holders
 
@@ -143,14 +147,27 @@ def test_with_its_own_node_dead_a_gateway_still_serves_from_peers(hosts: Holders
     assert ask(hosts.asking, digest).is_all_of(digest)
 
 
+def status_of_a_read(host: Host, digest: Digest) -> grpc.StatusCode:
+    """Ask a node itself for a blob; tell how it answers."""
+    with grpc.insecure_channel(f"127.0.0.1:{host.node_port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        stub = node_pb2_grpc.BlobServiceStub(channel)
+        try:
+            next(stub.Read(node_pb2.ReadRequest(digest=str(digest)), timeout=5))
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
 def test_a_draining_node_finishes_what_it_sends_and_starts_nothing_new(hosts: Holders) -> None:
     digest = hosts.give(BLOB_BYTES * 2, "drained")
     node = hosts.near.node
     assert node is not None
     later: list[Answer] = []
+    refusals: list[grpc.StatusCode] = []
 
     def ask_when_known() -> None:
         wait_until(lambda: hosts.bed.node(hosts.near).state == DRAINING, "DRAINING is announced", 5)
+        refusals.append(status_of_a_read(hosts.near, digest))
         time.sleep(0.5)  # the push to the gateway
         later.append(ask(hosts.asking, digest))
 
@@ -167,6 +184,7 @@ def test_a_draining_node_finishes_what_it_sends_and_starts_nothing_new(hosts: Ho
     assert failovers(hosts.asking, "near") == []
     assert later[0].is_all_of(digest)
     assert later[0].node in FAR
+    assert refusals == [grpc.StatusCode.UNAVAILABLE], "not even to who has not heard of the drain"
     assert node.popen.wait(10) == 0, "it ended by itself"
     assert '"drain_cut_short"' not in node.log_tail(50)
 
