@@ -49,6 +49,7 @@ class Indexer:
         self._hinted = asyncio.Event()
         self._expecting = asyncio.Event()
         self._condemned: set[Digest] = set()
+        self._missing: set[Digest] = set()
         self._discarding_reported = False
         self.store_available = False
 
@@ -72,7 +73,11 @@ class Indexer:
                 self._expecting.set()
 
     def evict(self, digest: Digest) -> None:
-        """A read found the blob missing: withdraw it at once and list again soon."""
+        """A read found the blob missing: withdraw it at once and list again soon.
+
+        A store may go on listing it, as containerd does when a file is lost behind its back.
+        """
+        self._missing.add(digest)
         if digest in self._blobs:
             self._set_blobs({held: size for held, size in self._blobs.items() if held != digest})
         self._hinted.set()
@@ -125,7 +130,9 @@ class Indexer:
     async def _list(self) -> None:
         listed = await self._store.list_blobs()
         self._condemned &= listed.keys()
-        blobs = {digest: size for digest, size in listed.items() if digest not in self._condemned}
+        self._missing = {d for d in self._missing & listed.keys() if await self._store.size_of(d) is None}
+        hidden = self._condemned | self._missing
+        blobs = {digest: size for digest, size in listed.items() if digest not in hidden}
         images = await self._held_images(await self._store.list_images(), blobs)
         if blobs != self._blobs or images != self._images:
             self._blobs, self._images = blobs, images

