@@ -1,7 +1,7 @@
 """Continuous pulls while a seeded schedule breaks part after part: no failed pull, no wrong byte, nothing leaks.
 
-STAFETT_SOAK_SECONDS is the length of the schedule, STAFETT_SOAK_SEED repeats one; the logs of a failed run are copied to
-STAFETT_SOAK_LOGS.
+STAFETT_SOAK_SECONDS is the length of the schedule, STAFETT_SOAK_SEED repeats one; the logs of a failed run go to the
+folder STAFETT_SOAK_LOGS.
 """
 
 from __future__ import annotations
