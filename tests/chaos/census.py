@@ -17,7 +17,8 @@ MEMORY_SLACK_SHARE = 0.25
 DESCRIPTORS_SLACK = 16
 THREADS_SLACK = 24
 """Pools of threads for disk work fill up to their maximum whenever they are first needed."""
-TASKS_SLACK = 12
+TASKS_SLACK = 24
+"""Sessions and watches of killed trackers move to those that live: two tasks for each."""
 
 
 @dataclass

@@ -189,6 +189,11 @@ class SoakBed:
         return {name: Census.take(process, self.census_directory) for name, process in survivors.items()}
 
 
+def ended(process: Process, timeout_seconds: float = 30.0) -> int:
+    """Wait until a process that was told to end has ended; return its exit code."""
+    return process.popen.wait(timeout_seconds)
+
+
 def pause(process: Process, seconds: float) -> None:
     """Stop a process for a moment."""
     process.signal(signal.SIGSTOP)

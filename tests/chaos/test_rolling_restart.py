@@ -13,7 +13,7 @@ from stafett.api.v1 import types_pb2
 from stafett.cli.local_cluster.cluster import Host
 from stafett.cli.local_cluster.processes import Process, wait_until
 from tests.chaos.pullers import Pulling, Tally
-from tests.chaos.soak_bed import SoakBed
+from tests.chaos.soak_bed import SoakBed, ended
 from tests.chaos.watchers import Watchers
 
 PUSHED_SECONDS = 2.0
@@ -51,7 +51,7 @@ def restart(bed: SoakBed, host: Host, watchers: Watchers) -> float:
         }
 
     wait_until(lambda: set(told()) == trackers, f"{host.name} draining at all trackers", GRACE_SECONDS)
-    assert old.stop(timeout_seconds=GRACE_SECONDS + 5) == 0
+    assert ended(old) == 0
     assert "drain_cut_short" not in events(old), "streams that were running could finish"
     bed.start_node(host)
     bed.wait_ready([host.name])

@@ -18,7 +18,7 @@ from stafett.cli.local_cluster.cluster import Host
 from stafett.cli.local_cluster.processes import Process, wait_until
 from tests.chaos.census import Census
 from tests.chaos.pullers import Pulling, Tally
-from tests.chaos.soak_bed import SoakBed
+from tests.chaos.soak_bed import SoakBed, ended
 from tests.chaos.soak_schedule import Fault, Group, Kind, plan, steps
 
 SECONDS = float(os.environ.get("STAFETT_SOAK_SECONDS", "60"))
@@ -104,7 +104,7 @@ class Saboteur:
             case Kind.FREEZE:
                 self._process(fault.part).signal(signal.SIGCONT)
             case Kind.RESTART:
-                assert self._process(fault.part).stop(timeout_seconds=30.0) == 0, f"{fault.part} ended badly"
+                assert ended(self._process(fault.part)) == 0, f"{fault.part} ended badly"
                 self._start(fault.part)
             case _:
                 self._bed.proxies[fault.part].pass_()
