@@ -31,6 +31,15 @@ demo: $(READY) ## a small cluster on this machine, with a failure in it (ARGS="-
 test: lint check-protos ## lint, types, contracts, protos, and all tests that this machine can run
 	python -m pytest $(ARGS)
 
+.PHONY: chaos
+chaos: $(READY) ## all fault tests, with a longer soak than in make test
+	STAFETT_SOAK_SECONDS=300 STAFETT_CALM_SECONDS=120 python -m pytest tests/chaos $(ARGS)
+
+.PHONY: soak
+soak: $(READY) ## half an hour of faults under load, then ten minutes of load without (STAFETT_SOAK_SEED repeats one)
+	STAFETT_SOAK_SECONDS=1800 STAFETT_CALM_SECONDS=600 STAFETT_SOAK_LOGS=.build/soak-logs \
+	  python -m pytest -s tests/chaos/test_soak.py tests/chaos/test_no_false_suspicion.py $(ARGS)
+
 .PHONY: lint
 lint: $(READY) ## formatting, lint, types, import contracts
 	ruff format --check .

@@ -96,7 +96,9 @@ class Lookup:
         stale = True
         if self._link.available:
             try:
-                self._remember_images(await self._holdings.images([name]))
+                fresh = await self._holdings.images([name])
+                await self._doubt(bool(self._images.get(name, ())) and not fresh.get(name))
+                self._remember_images(fresh)
                 stale = False
             except Unavailable:
                 pass
@@ -149,6 +151,12 @@ class Lookup:
         self, digests: Sequence[Digest], question: Question, most: int
     ) -> dict[Digest, tuple[Sequence[Entry], bool]]:
         replies = await self._holdings.locate(digests, question.place, most)
+        await self._doubt(
+            any(
+                self._entries.get(digest, ()) and not entries
+                for digest, (entries, _) in zip(digests, replies, strict=True)
+            )
+        )
         found: dict[Digest, tuple[Sequence[Entry], bool]] = {}
         for digest, (entries, more) in zip(digests, replies, strict=True):
             if not entries and self._membership.refilling:
@@ -158,6 +166,11 @@ class Lookup:
             found[digest] = (entries, more)
         await self._drop_void(found)
         return found
+
+    async def _doubt(self, vanished: bool) -> None:
+        """Where all that was known has vanished, see first whether Redis has lost its data: then memory answers."""
+        if vanished and not self._membership.refilling:
+            await self._membership.look_now()
 
     async def _drop_void(self, found: Mapping[Digest, tuple[Sequence[Entry], bool]]) -> None:
         members = self._membership.members

@@ -114,6 +114,10 @@ class Membership:
         elif scan.revision < self._revision:
             self._reload_at = 0.0
 
+    async def look_now(self) -> None:
+        """Compare with Redis at once, not at the next scan. Raises Unavailable."""
+        self.observe(await self._store.scan())
+
     async def watch(self) -> AsyncGenerator[WatchStep, None]:
         """Yield a snapshot, then changes; a new snapshot when the caller falls behind or the view was reloaded."""
         watcher = _Watcher()

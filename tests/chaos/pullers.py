@@ -199,6 +199,7 @@ class Pulling:
         ]
 
     def __enter__(self) -> Pulling:
+        self._tally.started_at = time.monotonic()
         for thread in self._threads:
             thread.start()
         return self

@@ -73,8 +73,9 @@ async def test_holders_are_still_named_while_a_flushed_redis_refills(valkey: Val
         watch = running.stub.Watch(tracker_pb2.WatchRequest(), timeout=60)
         assert len((await anext(aiter(watch))).snapshot.nodes) == 1
         await valkey.flush()
-        await asyncio.sleep(1)
-        assert await held()
+        for _ in range(20):  # from the first moment on, before any scan has noticed
+            assert await held()
+            await asyncio.sleep(0.05)
         session.cut()
         watch.cancel()
 
