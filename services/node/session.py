@@ -142,8 +142,10 @@ class Session:
         rng = random.Random()
         attempt = 0
         try:
-            while not self._stopping.is_set():  # a cancellation may get lost among the errors of a session's tasks
-                reason, registered = await self._one_session(stub)
+            while not self._stopping.is_set():
+                # In a task of its own: before Python 3.11.4 a task group that fails leaves its task's count of
+                # cancellations wrong, and the next `asyncio.timeout` or group there would end this loop.
+                reason, registered = await asyncio.create_task(self._one_session(stub))
                 self._outbox.session_lost()
                 attempt = 0 if registered else attempt + 1
                 log.info("session_ended", reason=reason, attempt=attempt)

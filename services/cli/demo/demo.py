@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from stafett.cli.demo.host_pull import HostPull
+from stafett.cli.demo.interruption import interruptible
 from stafett.cli.demo.stage import HOSTS, LINK_BYTES_PER_SECOND, Stage, set_stage
 from stafett.cli.local_cluster.cluster import Host
 from stafett.cli.local_cluster.containerd import containerd_available
@@ -72,22 +73,23 @@ def run_demo(store: StoreChoice, *, as_json: bool) -> int:
         print("--store containerd needs root, containerd and ctr: try --store oci-layout", file=sys.stderr)
         return EXIT_FAILED
     console = Console(stderr=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        console.print("Starting a registry, Redis, two trackers and four hosts ...")
-        with set_stage(use_containerd=use_containerd) as stage:
-            story = Story("containerd" if use_containerd else "oci-layout", stage.image_bytes)
-            _play(stage, story, console)
-            upstream_bytes = stage.upstream_bytes()
-        _summarize(story, upstream_bytes, console)
-        if as_json:
-            print(json.dumps(story.document(upstream_bytes)))
+        with interruptible():
+            console.print("Starting a registry, Redis, two trackers and four hosts ...")
+            with set_stage(use_containerd=use_containerd) as stage:
+                story = Story("containerd" if use_containerd else "oci-layout", stage.image_bytes)
+                _play(stage, story, console)
+                upstream_bytes = stage.upstream_bytes()
     except StartupFailed as error:
         print(f"the demo could not go on: {error}", file=sys.stderr)
         return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("interrupted; everything has been cleaned up", file=sys.stderr)
+    except (KeyboardInterrupt, OSError):  # OSError: the terminal is gone
+        with contextlib.suppress(OSError):
+            print("interrupted; everything has been cleaned up", file=sys.stderr)
         return EXIT_INTERRUPTED
+    _summarize(story, upstream_bytes, console)
+    if as_json:
+        print(json.dumps(story.document(upstream_bytes)))
     return EXIT_FAILED if story.failed else 0
 
 
