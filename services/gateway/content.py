@@ -12,7 +12,15 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from stafett.common.digest import Digest
-from stafett.common.errors import BlobUnknown, Denied, ManifestUnknown, Overloaded, StafettError, Unsupported
+from stafett.common.errors import (
+    BlobUnknown,
+    Denied,
+    ManifestUnknown,
+    Overloaded,
+    StafettError,
+    Unavailable,
+    Unsupported,
+)
 from stafett.common.oci import Index
 from stafett.gateway.byte_range import Span, resolve_range
 from stafett.gateway.exchange import JSON, Exchange, Outcome
@@ -181,7 +189,11 @@ class Content:
                 await exchange.finish_head(status, headers)
                 return Outcome.HIT
             pieces = own.pieces(span)
-            first = await anext(pieces, None)
+            try:
+                first = await anext(pieces, None)
+            except (OSError, Unavailable) as error:
+                log.warning("own_blob_unreadable", digest=str(digest), reason=str(error), remedy="peers serve it")
+                return await self._peer_blob(request, digest, exchange)
             await exchange.start(status, headers)
             return await exchange.stream(first, pieces, lambda size: self._metrics.count_bytes(LOCAL, size))
         finally:

@@ -72,4 +72,7 @@ class OwnContent:
             file = BlobFile.open(self._root, digest, self._disk)
         except (BlobUnknown, OSError):
             return None
+        if file.size_bytes != size:
+            file.close()
+            return None
         return OwnBlob(digest, file.size_bytes, file, self._node, self._reader)

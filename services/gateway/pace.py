@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 GAP_WEIGHT = 0.2
@@ -18,9 +19,12 @@ class Pace:
     floor_seconds: float
     size_bytes: int = 0
     waited_seconds: float = 0.0
+    best_seconds_per_mib: float = math.inf
+    """Of all windows but the last."""
     _gap: float = 0.0
     _window_bytes: int = 0
     _window_seconds: float = 0.0
+    _last: float = math.inf
 
     @property
     def stall_seconds(self) -> float:
@@ -45,5 +49,6 @@ class Pace:
         if self._window_seconds < WINDOW_SECONDS:
             return None
         pace = self._window_seconds / max(1, self._window_bytes) * MIB
+        self.best_seconds_per_mib, self._last = min(self.best_seconds_per_mib, self._last), pace
         self._window_bytes, self._window_seconds = 0, 0.0
         return pace

@@ -218,7 +218,8 @@ class Transfer:
         if pace is None or self._slow_switches >= SLOW_SWITCHES_MAX or self._position >= self._end:
             return False
         other = self._other_than(stream.candidate)
-        if other is None or not worth_leaving(stream.candidate, pace, other, self._relay.book.streams_open):
+        best, streams = stream.pace.best_seconds_per_mib, self._relay.book.streams_open
+        if other is None or not worth_leaving(stream.candidate, pace, best, other, streams):
             return False
         self._slow_switches += 1
         self._postponed.add(stream.candidate.node.id)

@@ -24,6 +24,9 @@ UNKNOWN_SECONDS_PER_MIB = 0.02
 NOMINAL_MIB = 8.0
 """Costs are the expected seconds for so much."""
 SLOW_SHARE = 0.3
+UNMEASURED_SECONDS_PER_MIB = 0.1
+"""What a holder that nobody has measured should give at least, for a slow one to be left for it."""
+FARTHER_FACTOR = 2.0
 SCORE_FLOOR = 0.05
 
 
@@ -56,6 +59,8 @@ class Candidate:
     score: float = 1.0
     first_byte_seconds: float = UNKNOWN_FIRST_BYTE_SECONDS
     seconds_per_mib: float = UNKNOWN_SECONDS_PER_MIB
+    measured: bool = False
+    """Whether somebody has measured the seconds per MiB, of it or of its tier."""
 
     @property
     def node(self) -> Node:
@@ -98,13 +103,10 @@ def weigh(holders: Sequence[Holder], asking: Asking, seen: Mapping[str, PeerView
     guessed: a peer that nobody knows is neither avoided nor preferred.
     """
     tiers = {holder.node.id: tier_between(asking.topology, holder.node.topology) for holder in holders}
-    first_byte = _expected(
-        holders, tiers, UNKNOWN_FIRST_BYTE_SECONDS, lambda node: _known(seen, node).first_byte_seconds
-    )
-    per_mib = _expected(
+    first_byte = _measured(holders, tiers, lambda node: _known(seen, node).first_byte_seconds)
+    per_mib = _measured(
         holders,
         tiers,
-        UNKNOWN_SECONDS_PER_MIB,
         lambda node: _known(seen, node).seconds_per_mib or (node.score.seconds_per_mib if node.score else None) or None,
     )
     return [
@@ -114,8 +116,9 @@ def weigh(holders: Sequence[Holder], asking: Asking, seen: Mapping[str, PeerView
             _known(seen, holder.node).pending,
             _known(seen, holder.node).failing,
             max(SCORE_FLOOR, holder.node.score.total) if holder.node.score else 1.0,
-            first_byte[holder.node.id],
-            per_mib[holder.node.id],
+            first_byte.get(holder.node.id, UNKNOWN_FIRST_BYTE_SECONDS),
+            per_mib.get(holder.node.id, UNKNOWN_SECONDS_PER_MIB),
+            holder.node.id in per_mib,
         )
         for holder in sorted(holders, key=lambda holder: holder.node.id)
     ]
@@ -125,15 +128,16 @@ def _known(seen: Mapping[str, PeerView], node: Node) -> PeerView:
     return seen.get(node.id, PeerView())
 
 
-def _expected(
-    holders: Sequence[Holder], tiers: Mapping[str, Tier], guess: float, of: Callable[[Node], float | None]
+def _measured(
+    holders: Sequence[Holder], tiers: Mapping[str, Tier], of: Callable[[Node], float | None]
 ) -> dict[str, float]:
+    """Tell by node id what was measured of it, or of its tier; those of tiers that nobody measured are left out."""
     known = {holder.node.id: value for holder in holders if (value := of(holder.node)) is not None}
     by_tier = {
         tier: median(value for node_id, value in known.items() if tiers[node_id] is tier)
         for tier in {tiers[node_id] for node_id in known}
     }
-    return {node_id: known.get(node_id, by_tier.get(tier, guess)) for node_id, tier in tiers.items()}
+    return {node_id: known.get(node_id, by_tier.get(tier, 0.0)) for node_id, tier in tiers.items() if tier in by_tier}
 
 
 def nearest(candidates: Sequence[Candidate], digest: Digest, rng: random.Random) -> list[Candidate]:
@@ -175,14 +179,18 @@ def rank(
     return (*algorithm(healthy, digest, rng), *algorithm(failing, digest, rng))
 
 
-def worth_leaving(serving: Candidate, seconds_per_mib: float, other: Candidate, streams_open: int) -> bool:
+def worth_leaving(
+    serving: Candidate, seconds_per_mib: float, best_seconds_per_mib: float, other: Candidate, streams_open: int
+) -> bool:
     """Tell whether a stream at this pace is left for another holder: it gives under 30 % of what that one should.
 
     Args:
+        best_seconds_per_mib: the stream's own best pace, infinite at first: what it gave, one that nobody has measured
+            should give too.
         streams_open: streams of this gateway, which share its link with the one that would be opened.
     """
-    share = max(other.pending + 1, streams_open)
-    expected = other.seconds_per_mib * share * SPILL_FACTOR[other.tier] / SPILL_FACTOR[serving.tier]
+    usual = other.seconds_per_mib if other.measured else min(best_seconds_per_mib, UNMEASURED_SECONDS_PER_MIB)
+    expected = usual * max(other.pending + 1, streams_open) * (FARTHER_FACTOR if other.tier > serving.tier else 1.0)
     return not other.failing and seconds_per_mib * SLOW_SHARE > expected
 
 

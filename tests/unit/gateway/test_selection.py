@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -203,13 +204,22 @@ def test_a_stream_is_left_only_for_one_that_should_give_three_times_as_much(
     serving: float, expected: float, pending: int, streams: int
 ) -> None:
     one = Candidate(at("one"), Tier.RACK)
-    other = Candidate(at("other"), Tier.RACK, pending, seconds_per_mib=expected)
-    if worth_leaving(one, serving, other, streams):
-        assert serving * 0.3 > expected * max(pending + 1, streams)
-        assert not worth_leaving(one, serving, replace(other, failing=True), streams)
-        assert not worth_leaving(one, serving * 0.3, other, streams) or serving * 0.09 > expected
-    else:
-        assert serving * 0.3 <= expected * max(pending + 1, streams)
+    other = Candidate(at("other"), Tier.RACK, pending, seconds_per_mib=expected, measured=True)
+    left = worth_leaving(one, serving, math.inf, other, streams)
+    assert left is (serving * 0.3 > expected * max(pending + 1, streams))
+    assert not worth_leaving(one, serving, math.inf, replace(other, failing=True), streams)
+
+
+@pytest.mark.parametrize("tier", [Tier.RACK, Tier.ZONE, Tier.REGION])
+def test_a_ten_times_slower_holder_is_left_wherever_the_measured_other_is(tier: Tier) -> None:
+    other = Candidate(at("other"), tier, seconds_per_mib=0.131, measured=True)
+    assert worth_leaving(Candidate(at("one"), Tier.RACK), 1.31, math.inf, other, 1)
+
+
+@pytest.mark.parametrize(("pace", "best", "left"), [(0.12, math.inf, False), (0.5, math.inf, True), (0.3, 0.03, True)])
+def test_a_guess_justifies_leaving_only_what_crawls_or_was_faster_before(pace: float, best: float, left: bool) -> None:
+    unmeasured = Candidate(at("other"), Tier.RACK)
+    assert worth_leaving(Candidate(at("one"), Tier.RACK), pace, best, unmeasured, 1) is left
 
 
 def test_the_size_that_most_state_counts() -> None:

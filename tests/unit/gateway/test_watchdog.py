@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,7 +77,11 @@ def test_pace_is_judged_by_waiting_alone_once_it_lasted_a_window() -> None:
     pace.add(MIB, 0.3)
     assert pace.take_window() == pytest.approx(0.3)
     assert pace.take_window() is None, "a new window"
-    assert pace.seconds_per_mib == pytest.approx(0.3)
+    assert pace.best_seconds_per_mib == math.inf
+    pace.add(MIB, 3.0)
+    assert pace.take_window() == pytest.approx(3.0)
+    assert pace.best_seconds_per_mib == pytest.approx(0.3), "what it gave before"
+    assert pace.seconds_per_mib == pytest.approx(0.75)
 
 
 def test_bad_news_count_at_once_good_ones_slowly_and_old_ones_not_at_all() -> None:
