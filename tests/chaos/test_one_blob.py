@@ -119,9 +119,6 @@ def test_a_file_that_cannot_be_read_costs_nothing_and_shows_in_the_nodes_health(
     path.rmdir() if path.is_dir() else path.unlink()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the gateway trusts the file of its own store, whatever its size, and asks nobody"
-)
 @pytest.mark.parametrize("damage", [make_a_directory, cut_short])
 def test_an_own_copy_that_cannot_be_read_is_no_worse_than_none(hosts: Holders, damage: Callable[[Path], None]) -> None:
     digest = hosts.give(4_000_000, f"own-{damage.__name__}", to=(hosts.asking, hosts.near))
