@@ -31,6 +31,13 @@ demo: $(READY) ## a small cluster on this machine, with a failure in it (ARGS="-
 test: lint check-protos ## lint, types, contracts, protos, and all tests that this machine can run
 	python -m pytest $(ARGS)
 
+SYSTEM_PYTHON := /usr/bin/python3
+.PHONY: test-system-python
+test-system-python: ## the tests of sessions and node under the system's own Python, where that is another one
+	@test -x .venv-system/bin/pytest || { $(SYSTEM_PYTHON) -m venv .venv-system && \
+	  .venv-system/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt; }
+	PYTHONPATH=src .venv-system/bin/python -m pytest -q tests/integration/node tests/integration/tracker/test_sessions.py
+
 .PHONY: chaos
 chaos: $(READY) ## all fault tests, with a longer soak than in make test
 	STAFETT_SOAK_SECONDS=300 STAFETT_CALM_SECONDS=120 python -m pytest tests/chaos $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,6 +68,7 @@ async def test_blobs_and_images_are_listed_as_they_arrived(host: Host) -> None:
 async def test_a_name_that_moves_points_to_the_newer_image(host: Host) -> None:
     old = await host.receive(NAME, 1_000, seed=1)
     (first,) = await host.store.list_images()
+    await asyncio.sleep(0.05)  # a file's time moves in steps
     new = await host.receive(NAME, 1_000, seed=2)
     (second,) = await host.store.list_images()
     assert (first.target, second.target) == (old.index, new.index)
