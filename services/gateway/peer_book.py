@@ -18,6 +18,9 @@ DECAY_SECONDS = 10.0
 FORGET_SECONDS = 60.0
 """An observation this old says nothing: the peer is as good as unknown, so it gets another chance."""
 
+PAGES_MAX = 10_000
+"""Beyond so many, the pages of nodes that the trackers have forgotten are dropped."""
+
 
 @dataclass(frozen=True, slots=True)
 class PeakEwma:
@@ -87,6 +90,10 @@ class PeerBook:
         page = self._pages.get(node.id)
         if page is None or page.epoch < node.epoch:
             page = self._pages[node.id] = Peer(node.epoch)
+            if len(self._pages) > PAGES_MAX:
+                self._pages = {
+                    known: page for known, page in self._pages.items() if page.pending or known in self.nodes
+                }
         return page
 
     def view(self, node: Node) -> PeerView:
@@ -100,8 +107,3 @@ class PeerBook:
     def streams_open(self) -> int:
         """Streams open to all peers together."""
         return sum(page.pending for page in self._pages.values())
-
-    def forget_gone(self) -> None:
-        """Drop the pages of nodes that the trackers have forgotten."""
-        for node_id in [known for known, page in self._pages.items() if known not in self.nodes and not page.pending]:
-            del self._pages[node_id]
