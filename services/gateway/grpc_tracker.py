@@ -48,7 +48,9 @@ class GrpcTracker:
                 node_id=self._asking.node_id,
                 topology=wire.topology_to_wire(self._asking.topology),
             )
-            found |= wire.located_from_wire(await self._locate_once(request))
+            response = await self._locate_once(request)
+            located = wire.located_from_wire(response)
+            found |= {digest: holders for digest, holders in located.items() if holders or not response.stale}
         return found
 
     async def _locate_once(self, request: tracker_pb2.LocateRequest) -> tracker_pb2.LocateResponse:

@@ -96,7 +96,8 @@ class Locator:
                 self._in_flight.pop(digest, None)
         now = self._clock()
         for digest in digests:
-            self._answers[digest] = _Answer(located.get(digest, ()), now)
+            holders = located[digest] if digest in located else self.remembered(digest)
+            self._answers[digest] = _Answer(holders, now)
             self._answers.move_to_end(digest)
         while len(self._answers) > REMEMBERED_DIGESTS:
             self._answers.popitem(last=False)

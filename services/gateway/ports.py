@@ -39,7 +39,11 @@ class Tracker(Protocol):
     """Where holders are found."""
 
     async def locate(self, digests: Sequence[Digest]) -> Mapping[Digest, tuple[Holder, ...]]:
-        """Find holders of each digest. Raises Unavailable: if no tracker answers in time."""
+        """Find holders of each digest; one that the tracker cannot tell anything of now is left out.
+
+        Raises:
+            Unavailable: if no tracker answers in time.
+        """
         ...
 
     async def resolve_tag(self, name: str) -> TagTarget:

@@ -81,7 +81,7 @@ class Lookup:
         self._membership.require_loaded()
         if self._link.available:
             try:
-                return await self._search(digests, question), False
+                return await self._search(digests, question), self._membership.refilling
             except Unavailable:
                 pass
         return [self._choose(self._entries.get(digest, ()), question) for digest in digests], True

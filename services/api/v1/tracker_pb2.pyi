@@ -564,7 +564,7 @@ class LocateResponse(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     STALE_FIELD_NUMBER: _builtins.int
     stale: _builtins.bool
-    """True when Redis is away and the answer is from the tracker's memory."""
+    """True when the answer is from the tracker's memory, as Redis is away or being refilled: no holders then means not known."""
     @_builtins.property
     def blobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LocatedBlob]:
         """One entry for each digest asked for, in that order."""

@@ -89,6 +89,8 @@ class FakeTracker:
     holders: Mapping[Digest, tuple[Holder, ...]] = field(default_factory=lambda: defaultdict(tuple))
     tags: Mapping[str, TagTarget] = field(default_factory=dict)
     away: bool = False
+    untold: frozenset[Digest] = frozenset()
+    """Digests that it cannot tell anything of now."""
     calls: list[tuple[Digest, ...]] = field(default_factory=list)
     reports: list[Mapping[str, PeerTally]] = field(default_factory=list)
 
@@ -102,7 +104,7 @@ class FakeTracker:
         await asyncio.sleep(0)
         if self.away:
             raise Unavailable("tracker", "away")
-        return {digest: self.holders.get(digest, ()) for digest in digests}
+        return {digest: self.holders.get(digest, ()) for digest in digests if digest not in self.untold}
 
     async def resolve_tag(self, name: str) -> TagTarget:
         if self.away:

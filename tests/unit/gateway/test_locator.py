@@ -74,3 +74,16 @@ async def test_a_holder_that_has_lost_the_blob_is_forgotten() -> None:
         await locator.locate([A])
         locator.forget(A, "n1")
         assert [found.node.id for found in (await locator.locate([A]))[A]] == ["n2"]
+
+
+async def test_a_tracker_that_cannot_tell_takes_nothing_away_from_what_is_remembered() -> None:
+    clock, tracker = Clock(), FakeTracker({A: (holder("n1", 1),)})
+    async with asyncio.TaskGroup() as group:
+        locator = Locator(tracker, group, clock)
+        await locator.locate([A])
+        tracker.untold = frozenset({A, B})
+        clock.now += 2 * FRESH_SECONDS
+        located = await locator.locate([A, B])
+        assert [found.node.id for found in located[A]] == ["n1"]
+        assert located[B] == ()
+        assert len(tracker.calls) == 2
