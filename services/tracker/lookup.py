@@ -63,7 +63,7 @@ class Question:
 
 
 class Lookup:
-    """Reads of nodes, holders and images; each tells with a flag whether the answer is from memory (stale)."""
+    """Reads of nodes, holders and images; each tells whether the answer may be from memory (stale)."""
 
     def __init__(
         self, link: RedisLink, members: Membership, health: HealthView, holdings: HoldingsStore, rng: random.Random
@@ -81,7 +81,8 @@ class Lookup:
         self._membership.require_loaded()
         if self._link.available:
             try:
-                return await self._search(digests, question), self._membership.refilling
+                answers = await self._search(digests, question)
+                return answers, self._membership.refilling
             except Unavailable:
                 pass
         return [self._choose(self._entries.get(digest, ()), question) for digest in digests], True

@@ -564,7 +564,9 @@ class LocateResponse(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     STALE_FIELD_NUMBER: _builtins.int
     stale: _builtins.bool
-    """True when the answer is from the tracker's memory, as Redis is away or being refilled: no holders then means not known."""
+    """True when Redis is away, or refills after a loss, and the answer is from the tracker's memory. Without holders it then
+    means only that this tracker does not know any.
+    """
     @_builtins.property
     def blobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LocatedBlob]:
         """One entry for each digest asked for, in that order."""
