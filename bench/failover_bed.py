@@ -125,7 +125,8 @@ class StateWatch:
         stub = tracker_pb2_grpc.TrackerServiceStub(self._channel)
         try:
             for response in stub.Watch(tracker_pb2.WatchRequest(), timeout=24 * 3600):
-                nodes = response.snapshot.nodes if response.HasField("snapshot") else [response.changed]
+                changed = [response.changed] if response.HasField("changed") else []
+                nodes = response.snapshot.nodes if response.HasField("snapshot") else changed
                 now = time.monotonic()
                 self._changes += [(now, node.id, node.state == types_pb2.NODE_STATE_READY) for node in nodes]
         except (grpc.RpcError, ValueError):

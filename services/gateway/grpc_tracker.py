@@ -29,6 +29,8 @@ CALL_TRIES = 2
 TAG_SECONDS = 1.0
 """Tags are asked for when upstream is dead: better late than not."""
 WATCH_SECONDS = 3600.0
+WATCH_SILENCE_SECONDS = 5.0
+"""A tracker gives a sign of life every two seconds; one that does not is left for another."""
 _DIGESTS_MAX = 1000
 
 
@@ -110,11 +112,17 @@ class GrpcTracker:
         while True:
             call = self._stub.Watch(tracker_pb2.WatchRequest(), timeout=WATCH_SECONDS)
             try:
-                async for response in call:
+                while True:
+                    async with asyncio.timeout(WATCH_SILENCE_SECONDS):
+                        response = await call.read()
+                    if not isinstance(response, tracker_pb2.WatchResponse):
+                        break
                     attempt = 0
                     _apply(response, nodes)
             except grpc.aio.AioRpcError as error:
                 log.info("watch_ended", status=error.code().name)
+            except TimeoutError:
+                log.info("watch_ended", status="silent")
             finally:
                 call.cancel()
             await asyncio.sleep(backoff_seconds(attempt, cap=2.0, rng=rng))

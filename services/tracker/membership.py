@@ -23,12 +23,14 @@ from stafett.tracker.proximity import Member
 log = structlog.get_logger()
 
 WATCH_QUEUE_MAX = 256
+WATCH_SIGN_SECONDS = 2.0
+"""So often a watcher without news gets an empty step, so that it notices a frozen tracker."""
 _RETRY_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class WatchStep:
-    """All nodes at a revision, or the one that has changed with it."""
+    """All nodes at a revision, the one that has changed with it, or none as a sign of life."""
 
     revision: int
     nodes: tuple[Node, ...]
@@ -124,7 +126,12 @@ class Membership:
         self._watchers.add(watcher)
         try:
             while True:
-                await watcher.news.wait()
+                try:
+                    async with asyncio.timeout(WATCH_SIGN_SECONDS):
+                        await watcher.news.wait()
+                except TimeoutError:
+                    yield WatchStep(self._revision, (), False)
+                    continue
                 watcher.news.clear()
                 if watcher.wants_snapshot:
                     watcher.wants_snapshot = False

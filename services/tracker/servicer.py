@@ -177,4 +177,4 @@ def _watch_response(step: WatchStep) -> tracker_pb2.WatchResponse:
     nodes = [wire.node_to_wire(node) for node in step.nodes]
     if step.snapshot:
         return tracker_pb2.WatchResponse(revision=step.revision, snapshot=tracker_pb2.NodeSnapshot(nodes=nodes))
-    return tracker_pb2.WatchResponse(revision=step.revision, changed=nodes[0])
+    return tracker_pb2.WatchResponse(revision=step.revision, changed=nodes[0] if nodes else None)

@@ -78,6 +78,7 @@ class Watchers:
     def _note(self, port: int, response: tracker_pb2.WatchResponse) -> None:
         snapshot = response.HasField("snapshot")
         self.snapshots += snapshot
-        for node in response.snapshot.nodes if snapshot else [response.changed]:
+        changed = [response.changed] if response.HasField("changed") else []
+        for node in response.snapshot.nodes if snapshot else changed:
             state = types_pb2.NodeState.Name(node.state)
             self.seen.append(Seen(self.elapsed(), port, node.id, state, node.reason))

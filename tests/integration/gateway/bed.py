@@ -93,6 +93,7 @@ class ScriptedTracker(tracker_pb2_grpc.TrackerServiceServicer):
         self.peers = peers
         self.tags: dict[str, Digest] = {}
         self.located: list[tuple[str, ...]] = []
+        self.watches = 0
 
     async def Locate(  # noqa: N802
         self, request: tracker_pb2.LocateRequest, context: object
@@ -119,6 +120,7 @@ class ScriptedTracker(tracker_pb2_grpc.TrackerServiceServicer):
     async def Watch(  # noqa: N802
         self, request: tracker_pb2.WatchRequest, context: object
     ) -> AsyncIterator[tracker_pb2.WatchResponse]:
+        self.watches += 1
         yield tracker_pb2.WatchResponse(revision=1, snapshot=tracker_pb2.NodeSnapshot())
         await asyncio.sleep(3600)
 

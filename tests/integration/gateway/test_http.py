@@ -216,3 +216,9 @@ async def test_a_busy_gateway_says_503_and_never_429(tmp_path: Path, client: htt
             answer.status_code for answer in await asyncio.gather(*(client.get(bed.url + BLOB) for _ in range(4)))
         ]
         assert sorted(set(statuses)) == [200, 503]
+
+
+async def test_a_tracker_that_falls_silent_is_watched_no_longer(tmp_path: Path) -> None:
+    async with gateway_bed(tmp_path, []) as bed, asyncio.timeout(20):
+        while bed.tracker.watches < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)

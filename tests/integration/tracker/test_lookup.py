@@ -167,6 +167,17 @@ async def test_a_tag_means_what_the_node_that_updated_it_last_says(one: RunningT
     new.cut()
 
 
+async def test_a_watcher_without_news_gets_a_sign_of_life(valkey: ValkeyServer) -> None:
+    async with tracker(valkey.url) as at:
+        await at.ready()
+        watch = at.stub.Watch(tracker_pb2.WatchRequest(), timeout=60)
+        steps = aiter(watch)
+        first, second = await anext(steps), await anext(steps)
+        assert first.HasField("snapshot")
+        assert second.WhichOneof("message") is None
+        watch.cancel()
+
+
 async def test_two_replicas_agree_and_a_change_reaches_the_watchers_of_both(valkey: ValkeyServer) -> None:
     async with tracker(valkey.url) as first, tracker(valkey.url) as second:
         await first.ready()
@@ -178,6 +189,8 @@ async def test_two_replicas_agree_and_a_change_reaches_the_watchers_of_both(valk
         states: list[tuple[int, int]] = []
         session.cut()
         async for step in watch:
+            if not step.HasField("changed"):
+                continue
             states.append((step.revision, step.changed.state))
             if step.changed.state == types_pb2.NODE_STATE_DOWN:
                 break
