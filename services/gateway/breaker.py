@@ -37,6 +37,8 @@ class Breaker:
         return Breaker()
 
     def failed(self, now: float) -> Breaker:
-        """A stream failed: open, for twice as long as the last time."""
+        """A stream failed: open, for twice as long as the last time; several that fail together count once."""
+        if self.failures and now < self.retry_at:
+            return replace(self, trying=False)
         seconds = min(OPEN_MAX_SECONDS, OPEN_SECONDS * 2.0 ** min(self.failures, 10))
         return Breaker(self.failures + 1, now + seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from stafett.gateway.manifests import Document, Manifests
 from stafett.gateway.metrics import LOCAL, SOURCE_OF_TIER, GatewayMetrics
 from stafett.gateway.oci_errors import error_body, error_response
 from stafett.gateway.own_content import OwnContent
-from stafett.gateway.relay import Relay, Transfer
+from stafett.gateway.relay import FIRST_PIECE_SECONDS, Relay, Transfer
 from stafett.gateway.request_path import ContentPath, Kind, parse_content_path
 from stafett.gateway.selection import agreed_size
 from stafett.gateway.tags import Port, Tags
@@ -190,8 +191,10 @@ class Content:
                 return Outcome.HIT
             pieces = own.pieces(span)
             try:
-                first = await anext(pieces, None)
-            except (OSError, Unavailable) as error:
+                async with asyncio.timeout(FIRST_PIECE_SECONDS):
+                    first = await anext(pieces, None)
+            except (OSError, Unavailable, Overloaded, BlobUnknown) as error:
+                await pieces.aclose()
                 log.warning("own_blob_unreadable", digest=str(digest), reason=str(error), remedy="peers serve it")
                 return await self._peer_blob(request, digest, exchange)
             await exchange.start(status, headers)

@@ -75,6 +75,6 @@ class Outcomes:
 
     def _of(self, node: Node) -> PeerTally:
         tally = self._tallies.get(node.id)
-        if tally is None or tally.epoch != node.epoch:
+        if tally is None or tally.epoch < node.epoch:
             tally = self._tallies[node.id] = PeerTally(node.epoch)
         return tally

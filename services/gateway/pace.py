@@ -9,6 +9,8 @@ GAP_WEIGHT = 0.2
 STALL_GAPS = 8.0
 STALL_MAX_SECONDS = 10.0
 WINDOW_SECONDS = 1.5
+FASTEST_SECONDS_PER_MIB = 0.001
+"""Where the client is the slow one, frames are there at once and tell nothing of the holder."""
 MIB = 1024 * 1024
 
 
@@ -34,7 +36,9 @@ class Pace:
     @property
     def seconds_per_mib(self) -> float | None:
         """Pace of the whole stream; None while a quarter MiB has not come."""
-        return self.waited_seconds / self.size_bytes * MIB if self.size_bytes >= MIB // 4 else None
+        if self.size_bytes < MIB // 4:
+            return None
+        return max(FASTEST_SECONDS_PER_MIB, self.waited_seconds / self.size_bytes * MIB)
 
     def add(self, size_bytes: int, waited_seconds: float) -> None:
         """Count a data frame."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from stafett.common.cluster import Node
 from stafett.gateway.breaker import Breaker
-from stafett.gateway.selection import PeerView
+from stafett.gateway.selection import UNKNOWN_FIRST_BYTE_SECONDS, PeerView
 
 DECAY_SECONDS = 10.0
 FORGET_SECONDS = 60.0
@@ -72,9 +72,15 @@ class Peer:
         """It was refused, broke or fell silent."""
         self.breaker = self.breaker.failed(now)
 
-    def note_first_byte(self, seconds: float, now: float) -> None:
-        """Its first byte took so long, or so long at least."""
+    def first_byte_came(self, seconds: float, now: float) -> None:
+        """A stream's first byte took so long; a stream that tried the peer out has shown that it answers."""
         self.first_byte = self.first_byte.observe(seconds, now)
+        self.breaker = self.breaker.abandoned()
+
+    def first_byte_missing(self, seconds: float, now: float) -> None:
+        """A stream's first byte takes longer than this: news only if that is longer than usual."""
+        if seconds > (self.first_byte.value(now) or UNKNOWN_FIRST_BYTE_SECONDS):
+            self.first_byte = self.first_byte.observe(seconds, now)
 
 
 @dataclass

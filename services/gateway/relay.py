@@ -162,12 +162,22 @@ class Transfer:
                     except _HOLDER_FAILED as error:
                         self._note_failure(stream, error)
                         continue
-                    hedging.observe(stream.age_seconds)
-                    for loser in race.values():
-                        loser.lost_race()
+                    hedging.observe(max(each.age_seconds for each in (stream, *race.values())))
+                    await self._drop_losers(race, stream)
                     return stream, piece
         finally:
             await _close(race)
+
+    async def _drop_losers(self, race: _Race, winner: Stream) -> None:
+        """Close who lost; if the client hangs up meanwhile, the winner too."""
+        for loser in race.values():
+            loser.lost_race()
+        try:
+            await _close(race)
+        except BaseException:
+            await winner.aclose()
+            raise
+        race.clear()
 
     def _start(self, candidate: Candidate, race: _Race) -> None:
         wanted = Wanted(self._digest, self._size_bytes, self._position, self._end - self._position)
@@ -267,6 +277,8 @@ class Transfer:
 async def _close(race: _Race) -> None:
     for task in race:
         task.cancel()
-    await asyncio.gather(*race, return_exceptions=True)
-    for stream in race.values():
-        await stream.aclose()
+    try:
+        await asyncio.gather(*race, return_exceptions=True)
+    finally:
+        for stream in race.values():
+            await stream.aclose()

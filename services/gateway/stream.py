@@ -70,7 +70,7 @@ class Stream:
 
     def lost_race(self) -> None:
         """Note that its first byte has not come by now, when another holder's has."""
-        self._page.note_first_byte(self.age_seconds, self._book.clock())
+        self._page.first_byte_missing(self.age_seconds, self._book.clock())
 
     async def _run(self) -> AsyncGenerator[memoryview, None]:
         self._page.open_stream()
@@ -113,6 +113,6 @@ class Stream:
     def _note(self, size_bytes: int, waited_seconds: float) -> None:
         if self.first_byte_seconds is None:
             self.first_byte_seconds = self.age_seconds
-            self._page.note_first_byte(self.age_seconds, self._book.clock())
+            self._page.first_byte_came(self.age_seconds, self._book.clock())
         else:
             self.pace.add(size_bytes, waited_seconds)

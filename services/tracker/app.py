@@ -57,11 +57,12 @@ async def serve(
     renewals = LeaseRenewals(nodes)
     probe = grpc_probe(settings.tls)
     housekeeping = Housekeeping(nodes, holdings, membership, probe, settings.lease_ttl_seconds)
+    outcomes = Outcomes(nodes, membership, probe, grpc_verify(settings.tls))
     servicer = TrackerServicer(
         membership,
         Lookup(link, membership, HealthView(nodes, settings.score_weights), holdings, rng),
         SessionParts(nodes, renewals, holdings, settings.refresh_interval_seconds, rng, membership.ordered_to_drain),
-        Outcomes(nodes, membership, probe, grpc_verify(settings.tls)),
+        outcomes,
         lambda: housekeeping.guarded,
         lease_ttl_seconds=settings.lease_ttl_seconds,
         heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
@@ -71,6 +72,7 @@ async def serve(
         renewals.run,
         housekeeping.scan_leases,
         housekeeping.clear_reported,
+        outcomes.verify_doubtful,
         partial(housekeeping.forget_nodes, settings.forget_after_seconds),
     )
     try:

@@ -97,5 +97,5 @@ def _speed(seconds_per_mib: float, usual: float) -> float:
 
 def _stability(sample: HealthSample | None, flaps: int) -> float:
     """Half at the start, nearly whole after minutes; a fifth less for each fall."""
-    uptime = sample.uptime_seconds if sample else 0.0
+    uptime = max(0.0, sample.uptime_seconds) if sample else 0.0
     return (STEADY_SECONDS + 2 * uptime) / (2 * STEADY_SECONDS + 2 * uptime) * FLAP_FACTOR ** min(flaps, 20)

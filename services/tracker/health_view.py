@@ -32,6 +32,8 @@ class HealthView:
         self._weights = weights
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
+        self._usual = 0.0
+        self._usual_until = 0.0
 
     async def describe(self, nodes: Iterable[Node], *, redis_up: bool) -> list[Node]:
         """Return the nodes with health and score, as they were at most two seconds ago while Redis is there."""
@@ -41,13 +43,20 @@ class HealthView:
         if old and redis_up:
             try:
                 found = await self._store.vitals(old)
+                self._replace(old, found, now)
             except Unavailable:
-                found = {}
-            if len(self._entries) > _ENTRIES_MAX:
-                self._entries.clear()
-            self._entries.update({node_id: _Entry(vitals, now) for node_id, vitals in found.items()})
-        usual = self._usual_seconds_per_mib()
-        return [self._described(node, usual) for node in wanted]
+                pass
+        return [self._described(node) for node in wanted]
+
+    def _replace(self, asked: list[str], found: Mapping[str, Vitals], now: float) -> None:
+        """Put in what was found for those asked for; who has no lease any more goes."""
+        if len(self._entries) > _ENTRIES_MAX:
+            self._entries = {node_id: entry for node_id, entry in self._entries.items() if self._is_fresh(node_id, now)}
+        for node_id in asked:
+            self._entries.pop(node_id, None)
+        self._entries.update({node_id: _Entry(vitals, now) for node_id, vitals in found.items()})
+        if now >= self._usual_until:
+            self._usual, self._usual_until = self._usual_seconds_per_mib(), now + FRESH_SECONDS
 
     def _is_fresh(self, node_id: str, now: float) -> bool:
         entry = self._entries.get(node_id)
@@ -61,9 +70,9 @@ class HealthView:
         ]
         return median(known) if known else 0.0
 
-    def _described(self, node: Node, usual: float) -> Node:
+    def _described(self, node: Node) -> Node:
         entry = self._entries.get(node.id)
         if entry is None:
             return node
         vitals = replace(entry.vitals, flaps=node.flaps)
-        return replace(node, health=vitals.sample, score=score(vitals, usual, self._weights))
+        return replace(node, health=vitals.sample, score=score(vitals, self._usual, self._weights))

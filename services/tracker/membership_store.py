@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import cast
 
 from stafett.common.cluster import Address, HealthSample, Node, NodeState
@@ -124,7 +124,7 @@ class MembershipStore:
 
     async def grant(self, registration: Registration) -> int:
         """Open a session: give it a lease and return its epoch, higher than all before."""
-        fields = {
+        described = {
             "host": registration.address.host,
             "port": str(registration.address.port),
             "region": registration.topology.region,
@@ -133,7 +133,7 @@ class MembershipStore:
             "version": registration.version,
             "labels": json.dumps(dict(registration.labels)),
         }
-        words = [word for pair in fields.items() for word in pair]
+        words = [word for pair in described.items() for word in pair]
         chosen = (moves(Event.RESUMED), moves(Event.STARTED), Event.STARTED.value)
         head = (_fresh(), self._ttl_ms, registration.node_id, f"{registration.incarnation:x}", *chosen)
         return int((await self._link.run("grant", _KEYS, [*head, *words]))[0])
@@ -201,8 +201,8 @@ class MembershipStore:
     async def snapshot(self) -> Snapshot:
         """Read all nodes at once."""
         generation, revision, *rows = await self._link.run("snapshot", _KEYS, [_fresh()])
-        fields = [dict(_pairs(cast(Sequence[str], row))) for row in rows]
-        members = {row["id"]: _member(row) for row in fields if row}
+        found = [dict(_pairs(cast(Sequence[str], row))) for row in rows]
+        members = {row["id"]: _member(row) for row in found if row}
         return Snapshot(str(generation), int(revision), members)
 
     async def events_after(self, revision: int) -> list[Change]:
@@ -235,7 +235,7 @@ class MembershipStore:
         known = json.loads(met) if met else {}
         return Vitals(
             lease_left=int(lease_left_ms) / self._ttl_ms,
-            sample=HealthSample(**json.loads(sample)) if sample else None,
+            sample=_sample(json.loads(sample)) if sample else None,
             experience=Experience(known["success"], known["first"], known["pace"], int(met_ms_ago) / 1000)
             if known
             else None,
@@ -249,6 +249,12 @@ class MembershipStore:
         """Ask to be the one replica that does a task during the next seconds."""
         [taken] = await self._link.commands([("SET", f"{_SLOT}:turn:{task}", "1", "NX", "PX", round(seconds * 1000))])
         return bool(taken)
+
+
+def _sample(known: Mapping[str, float]) -> HealthSample:
+    """Read a sample; what a newer replica has added is left out."""
+    ours = {field.name for field in fields(HealthSample)}
+    return HealthSample(**{name: value for name, value in known.items() if name in ours})  # type: ignore[arg-type]
 
 
 def _fresh() -> str:

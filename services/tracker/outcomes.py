@@ -19,6 +19,8 @@ log = structlog.get_logger()
 
 REPORTERS_NEEDED = 2
 """One gateway alone never evicts anybody: it may be the one that is cut off."""
+DOUBTFUL_MAX = 1_000
+"""Blobs waiting to be verified; with more the next report comes in time."""
 
 Verify = Callable[[Node, Digest], Awaitable[None]]
 
@@ -39,6 +41,8 @@ class Outcomes:
         self._membership = membership
         self._probe = probe
         self._verify = verify
+        self._doubtful: dict[tuple[str, Digest], Node] = {}
+        self._doubts = asyncio.Event()
 
     async def take(self, reporter: str, reports: Sequence[PeerReport]) -> None:
         """Act on one gateway's batch. Raises Unavailable: if Redis is away."""
@@ -49,7 +53,21 @@ class Outcomes:
         if current:
             await self._nodes.add_experience([report.met for report, _ in current])
         await asyncio.gather(*(self._judge(node, reporter) for report, node in current if report.met.failed))
-        await asyncio.gather(*(self._verify(node, digest) for report, node in current for digest in report.corrupt))
+        for report, node in current:
+            for digest in report.corrupt:
+                if len(self._doubtful) < DOUBTFUL_MAX:
+                    self._doubtful[node.id, digest] = node
+                    self._doubts.set()
+
+    async def verify_doubtful(self) -> None:
+        """Have nodes read again what they are said to have sent wrong, one blob after the other, until cancelled."""
+        while True:
+            await self._doubts.wait()
+            while self._doubtful:
+                (node_id, digest), node = next(iter(self._doubtful.items()))
+                await self._verify(node, digest)
+                del self._doubtful[node_id, digest]
+            self._doubts.clear()
 
     async def _judge(self, node: Node, reporter: str) -> None:
         reporters = await self._nodes.report(node.id, reporter)

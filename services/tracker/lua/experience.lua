@@ -14,7 +14,7 @@ for i = 1, #ARGV, 6 do
     local known = redis.call('HGET', P .. 'experience', id)
     local old = known and cjson.decode(known) or {success = 1, first = 0, pace = 0, at = now}
     -- Old failures are forgiven with time (health_score.py): start from what they are still worth.
-    local success = 1 - (1 - old.success) * math.exp((old.at - now) / 60000)
+    local success = 1 - (1 - old.success) * math.exp(math.min(0, old.at - now) / 60000)
     local weight = 0.9 ^ (good + bad)
     redis.call('HSET', P .. 'experience', id, cjson.encode({
       success = success * weight + good / (good + bad) * (1 - weight),

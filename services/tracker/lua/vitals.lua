@@ -8,7 +8,7 @@ for _, id in ipairs(ARGV) do
     deadline and text(tonumber(deadline) - now) or '',
     redis.call('HGET', P .. 'health', id) or '',
     met or '',
-    met and text(now - cjson.decode(met).at) or '0',
+    met and text(math.max(0, now - cjson.decode(met).at)) or '0',
   }
 end
 return all
