@@ -142,9 +142,9 @@ class Session:
         rng = random.Random()
         attempt = 0
         try:
-            while not self._stopping.is_set():
-                # In a task of its own: before Python 3.11.4 a task group that fails leaves its task's count of
-                # cancellations wrong, and the next `asyncio.timeout` or group there would end this loop.
+            while not self._stopping.is_set():  # a cancellation may get lost among the errors of a session's tasks
+                # In a task of its own: a TaskGroup whose tasks fail may leave its own task counted as cancelled (3.11.7
+                # does too), and in Python 3.11.2 no timeout works any more in a task that is.
                 reason, registered = await asyncio.create_task(self._one_session(stub))
                 self._outbox.session_lost()
                 attempt = 0 if registered else attempt + 1

@@ -16,10 +16,10 @@ from rich.live import Live
 from rich.table import Table
 
 from stafett.cli.demo.host_pull import HostPull
-from stafett.cli.demo.interruption import interruptible
 from stafett.cli.demo.stage import HOSTS, LINK_BYTES_PER_SECOND, Stage, set_stage
 from stafett.cli.local_cluster.cluster import Host
 from stafett.cli.local_cluster.containerd import containerd_available
+from stafett.cli.local_cluster.interruption import Interrupted, interrupted, interruptible, obey_interruption
 from stafett.cli.local_cluster.processes import wait_until
 from stafett.cli.store_choice import StoreChoice
 from stafett.common.errors import StartupFailed
@@ -73,24 +73,29 @@ def run_demo(store: StoreChoice, *, as_json: bool) -> int:
         print("--store containerd needs root, containerd and ctr: try --store oci-layout", file=sys.stderr)
         return EXIT_FAILED
     console = Console(stderr=True)
-    try:
-        with interruptible():
+    with interruptible():
+        try:
             console.print("Starting a registry, Redis, two trackers and four hosts ...")
             with set_stage(use_containerd=use_containerd) as stage:
                 story = Story("containerd" if use_containerd else "oci-layout", stage.image_bytes)
                 _play(stage, story, console)
                 upstream_bytes = stage.upstream_bytes()
-    except StartupFailed as error:
-        print(f"the demo could not go on: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except (KeyboardInterrupt, OSError):  # OSError: the terminal is gone
-        with contextlib.suppress(OSError):
-            print("interrupted; everything has been cleaned up", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        except (Interrupted, StartupFailed, OSError) as error:
+            return _cut_short(error)
     _summarize(story, upstream_bytes, console)
     if as_json:
         print(json.dumps(story.document(upstream_bytes)))
     return EXIT_FAILED if story.failed else 0
+
+
+def _cut_short(error: Exception) -> int:
+    """Say why the demo ended early, if there is still a terminal to say it on; return the exit code."""
+    with contextlib.suppress(OSError):
+        if not interrupted():
+            print(f"the demo could not go on: {error}", file=sys.stderr)
+            return EXIT_FAILED
+        print("interrupted; everything has been cleaned up", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def _play(stage: Stage, story: Story, console: Console) -> None:
@@ -108,6 +113,7 @@ def _play(stage: Stage, story: Story, console: Console) -> None:
                     story.said = f"{story.frozen} is frozen in the middle of a blob"
                 show()
                 time.sleep(LOOK_SECONDS)
+                obey_interruption()
             pull.look()
             if pull.error or not pull.verify():
                 story.failed += 1

@@ -1,10 +1,8 @@
-"""One host's pull in the demo: started in a thread, watched from outside, checked at the end."""
+"""One host's pull in the demo: a process of its own, watched from outside, checked at the end."""
 
 from __future__ import annotations
 
-import asyncio
-import subprocess
-import threading
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,20 +10,19 @@ from pathlib import Path
 
 from stafett.cli.demo.stage import IMAGE, Stage
 from stafett.cli.local_cluster.cluster import Host
-from stafett.cli.pull import pull
 from stafett.common.blob_files import blob_path
 from stafett.common.digest import Digest
-from stafett.common.errors import StafettError
 
 PULL_SECONDS = 120.0
 
 
 @dataclass
 class HostPull:
-    """A pull that runs while the screen goes on."""
+    """A pull that runs while the screen goes on; `look` keeps it up to date."""
 
     stage: Stage
     host: Host
+    running: bool = True
     seconds: float = 0.0
     error: str = ""
     bytes_upstream: int = 0
@@ -36,12 +33,8 @@ class HostPull:
         self.gaps = GapWatch(self.host.content_root / "ingest")
         self._upstream_before = self.stage.upstream_bytes()
         self._sources_before = self.stage.gateway_bytes(self.host)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    @property
-    def running(self) -> bool:
-        return self._thread.is_alive()
+        self._started_at = time.monotonic()
+        self._process = self.stage.cluster.processes.start(f"pull-{self.host.name}", self._command())
 
     @property
     def bytes_local(self) -> int:
@@ -52,10 +45,20 @@ class HostPull:
         return sum(size for source, size in self.by_source.items() if source.startswith("peer_"))
 
     def look(self) -> None:
-        """Read the counters and the files under way."""
+        """Read the counters and the files under way, and whether the pull goes on."""
         self.bytes_upstream = self.stage.upstream_bytes() - self._upstream_before
         self.by_source = self.stage.gateway_bytes(self.host) - self._sources_before
-        self.gaps.look(time.monotonic())
+        now = time.monotonic()
+        self.gaps.look(now)
+        if not self.running:
+            return
+        if now - self._started_at > PULL_SECONDS:
+            self._process.kill()
+        if not self._process.alive:
+            self.running = False
+            self.seconds = now - self._started_at
+            if self._process.popen.returncode:
+                self.error = self._process.log_tail(1) or "it did not end in time"
 
     def verify(self) -> bool:
         """Read all content back from the host's store; tell whether every digest is right."""
@@ -64,28 +67,16 @@ class HostPull:
         parts = (image.index, image.manifests[platform], *image.blobs[platform])
         return all(_intact(self.host.content_root, part.digest) for part in parts)
 
-    def _run(self) -> None:
-        started_at = time.monotonic()
-        try:
-            self._pull()
-        except* (StafettError, OSError, subprocess.SubprocessError) as errors:
-            self.error = str(errors.exceptions[0])
-        self.seconds = time.monotonic() - started_at
-
-    def _pull(self) -> None:
+    def _command(self) -> list[str | Path]:
+        platform = self.stage.platform
         if self.host.containerd is None:
-            hosts = (self.host.gateway_url, self.stage.upstream_url, self.host.tag_url)
-            layout, platform = self.host.content_root, self.stage.platform
-            work = pull(
-                IMAGE, hosts, layout, platform=platform, announce=lambda blobs: None, progress=lambda blob, size: None
-            )
-            asyncio.run(work)
-            return
+            command: list[str | Path] = [sys.executable, "-m", "stafett", "pull", IMAGE]
+            for url in (self.host.gateway_url, self.stage.upstream_url, self.host.tag_url):
+                command += ["--via", url]
+            return [*command, "--to", self.host.content_root, "--platform", platform]
         # Fetched, not unpacked: the demo is about the way that bytes take.
-        fetch = ("content", "fetch", "--hosts-dir", str(self.host.containerd.hosts_dir), "--platform")
-        result = self.host.containerd.ctr(*fetch, self.stage.platform, IMAGE, timeout_seconds=PULL_SECONDS)
-        if result.returncode:
-            self.error = (result.stderr.strip() or f"ctr ended with {result.returncode}").splitlines()[-1]
+        fetch = ("content", "fetch", "--hosts-dir", str(self.host.containerd.hosts_dir), "--platform", platform, IMAGE)
+        return self.host.containerd.ctr_command(*fetch)
 
 
 @dataclass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,7 +59,7 @@ class Tracker:
 
 @dataclass
 class LocalCluster:
-    """A running cluster; a context manager that ends everything and removes its directory."""
+    """A running cluster; a context manager that ends everything and removes its directory, even if we are killed."""
 
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="stafett-")))
     trackers: list[Tracker] = field(default_factory=list)
@@ -66,7 +68,7 @@ class LocalCluster:
     """Where the trackers listen."""
     redis_port: int = 0
     redis: Process | None = None
-    keep_directory: bool = False
+    _sweeper: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
         self.processes = Processes(self.directory / "logs")
@@ -167,6 +169,13 @@ class LocalCluster:
         return host.gateway
 
     def __enter__(self) -> LocalCluster:
+        self._sweeper = subprocess.Popen(
+            [sys.executable, "-m", "stafett.cli.local_cluster.sweeper", str(self.directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         return self
 
     def __exit__(
@@ -176,5 +185,6 @@ class LocalCluster:
         for host in self.hosts:
             if host.containerd:
                 host.containerd.unmount()
-        if not self.keep_directory:
-            shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        if self._sweeper:
+            self._sweeper.communicate(b"all is clean")

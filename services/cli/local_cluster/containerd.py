@@ -85,7 +85,11 @@ class Containerd:
 
     def ctr(self, *arguments: str, timeout_seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run ctr against it, in the namespace "default" unless told otherwise."""
-        return run([*self.place.prefix, "ctr", "--address", self.socket, *arguments], timeout_seconds)
+        return run(self.ctr_command(*arguments), timeout_seconds)
+
+    def ctr_command(self, *arguments: str) -> list[str | Path]:
+        """The words that run ctr against it."""
+        return [*self.place.prefix, "ctr", "--address", self.socket, *arguments]
 
     def pull(self, image: str, *options: str, timeout_seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Pull through the configured hosts."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stafett.cli.local_cluster.interruption import obey_interruption
 from stafett.common.errors import StartupFailed
 
 READY_SECONDS = 30.0
@@ -152,13 +153,15 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_seconds: float 
     """Poll until the condition holds.
 
     Raises:
-        StartupFailed: naming `what` if it does not in time.
+        StartupFailed: naming `what` if it does not in time. Interrupted: if the user ends the run.
     """
     deadline = time.monotonic() + timeout_seconds
+    obey_interruption()
     while not condition():
         if time.monotonic() > deadline:
             raise StartupFailed(f"{what}: not within {timeout_seconds:.0f} s")
         time.sleep(0.05)
+        obey_interruption()
 
 
 def _wait_ready(process: Process, ready: Callable[[], bool]) -> None:
