@@ -1,6 +1,6 @@
 """The node's session with a tracker, in a thread and an event loop of its own: a busy node must not look sick.
 
-What to announce is `outbox`'s decision; this module only carries it. A tracker that does not acknowledge for 1.5 s is
+What to announce is `outbox`'s decision; this module only carries it. A tracker that does not acknowledge for 1.2 s is
 left for another replica, which round robin picks.
 """
 
@@ -28,7 +28,7 @@ from stafett.node.outbox import Outbox
 
 log = structlog.get_logger()
 
-SILENCE_SECONDS = 1.5
+SILENCE_SECONDS = 1.2
 SESSION_SECONDS = 24 * 3600.0
 BYE_SECONDS = 1.0
 

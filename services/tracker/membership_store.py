@@ -118,8 +118,8 @@ class MembershipStore:
         self._link = link
         self._ttl_ms = round(lease_ttl_seconds * 1000)
         interval_ms = round(heartbeat_interval_seconds * 1000)
-        # A lease is late when two heartbeats are missing, with a quarter of one for the way; fresh just after one.
-        self._late_ms = max(1, self._ttl_ms - interval_ms * 9 // 4)
+        # A lease is late when two heartbeats are missing and there was time to move to another tracker; fresh just after one.
+        self._late_ms = max(1, self._ttl_ms - interval_ms * 11 // 4)
         self._fresh_ms = self._ttl_ms - interval_ms * 5 // 4
 
     async def grant(self, registration: Registration) -> int:
