@@ -118,7 +118,7 @@ class MembershipStore:
         self._link = link
         self._ttl_ms = round(lease_ttl_seconds * 1000)
         interval_ms = round(heartbeat_interval_seconds * 1000)
-        # Late: two heartbeats are missing, and there was time to move to another tracker. Fresh: just after a heartbeat.
+        # Late: two heartbeats are missing and there was time to move to another tracker. Fresh: just after one.
         self._late_ms = max(1, self._ttl_ms - interval_ms * 11 // 4)
         self._fresh_ms = self._ttl_ms - interval_ms * 5 // 4
 
