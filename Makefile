@@ -32,10 +32,13 @@ test: lint check-protos ## lint, types, contracts, protos, and all tests that th
 	python -m pytest $(ARGS)
 
 SYSTEM_PYTHON := /usr/bin/python3
+.venv-system/.ready: requirements/dev.txt
+	$(SYSTEM_PYTHON) -m venv .venv-system
+	.venv-system/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
 .PHONY: test-system-python
-test-system-python: ## the tests of sessions and node under the system's own Python, where that is another one
-	@test -x .venv-system/bin/pytest || { $(SYSTEM_PYTHON) -m venv .venv-system && \
-	  .venv-system/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt; }
+test-system-python: .venv-system/.ready ## the tests of sessions and node under the system's own Python, where that is another one
 	PYTHONPATH=src .venv-system/bin/python -m pytest -q tests/integration/node tests/integration/tracker/test_sessions.py
 
 .PHONY: chaos

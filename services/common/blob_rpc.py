@@ -44,6 +44,11 @@ def add_blob_service(server: grpc.aio.Server, servicer: Any) -> None:
             request_deserializer=node_pb2.ExpectBlobsRequest.FromString,
             response_serializer=node_pb2.ExpectBlobsResponse.SerializeToString,
         ),
+        "DiscardIngest": grpc.unary_unary_rpc_method_handler(
+            servicer.DiscardIngest,
+            request_deserializer=node_pb2.DiscardIngestRequest.FromString,
+            response_serializer=node_pb2.DiscardIngestResponse.SerializeToString,
+        ),
         "VerifyBlob": grpc.unary_unary_rpc_method_handler(
             servicer.VerifyBlob,
             request_deserializer=node_pb2.VerifyBlobRequest.FromString,

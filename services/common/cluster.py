@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -122,6 +122,14 @@ class Holder:
     size_bytes: int
     complete: bool = True
     received_bytes: int = 0
+
+
+def in_service(holders: Iterable[Holder]) -> list[Holder]:
+    """Keep the READY ones, or, where none is, the SUSPECT ones: a doubt about all must not read as "nobody has it"."""
+    by_state: dict[NodeState, list[Holder]] = {}
+    for holder in holders:
+        by_state.setdefault(holder.node.state, []).append(holder)
+    return by_state.get(NodeState.READY) or by_state.get(NodeState.SUSPECT, [])
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,8 +52,13 @@ def run_service(
 async def _until_signalled(settings: S, serve: Callable[[S, asyncio.Event], Awaitable[None]]) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def stop(*_: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stopping.set)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        signal.signal(number, stop)  # not the loop's: those end with it, and a second signal would then kill the exit
     await serve(settings, stopping)
 
 

@@ -224,6 +224,8 @@ class Content:
             return await exchange.stream(first, pieces, lambda length: self._count_peer_bytes(transfer, length))
         finally:
             await pieces.aclose()
+            if transfer.spoilt and request.from_containerd:
+                await self._own.discard_ingest(digest)
 
     def _count_peer_bytes(self, transfer: Transfer, size_bytes: int) -> None:
         if transfer.served_by is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -19,22 +20,31 @@ from stafett.common.grpc_transport import TlsFiles, peer_channel
 READ_SECONDS = 4 * 3600.0
 """Deadline of a whole stream; silence is noticed much earlier, by the relay."""
 OWN_NODE_SECONDS = 0.3
-CHANNELS_MAX = 256
+
+
+@dataclass
+class _PeerChannel:
+    channel: grpc.aio.Channel
+    read: ReadFrames
+    streams: int = 0
 
 
 class GrpcPeers:
     """Adapter of `ports.PeerReader`; keeps a channel to each of the peers used last."""
 
-    def __init__(self, tls: TlsFiles | None) -> None:
+    def __init__(self, tls: TlsFiles | None, channels_max: int = 256) -> None:
         self._tls = tls
-        self._channels: OrderedDict[Address, tuple[grpc.aio.Channel, ReadFrames]] = OrderedDict()
-        self._retired: list[grpc.aio.Channel] = []
+        self._channels_max = channels_max
+        self._channels: OrderedDict[Address, _PeerChannel] = OrderedDict()
 
     async def read(self, node: Node, digest: Digest, offset: int, length: int) -> AsyncGenerator[Frame, None]:
         """See `ports.PeerReader`."""
         request = node_pb2.ReadRequest(digest=str(digest), offset=offset, length=length)
-        call = self._method(node.address)(request, timeout=READ_SECONDS)
+        peer = self._of(node.address)
+        peer.streams += 1
+        call = peer.read(request, timeout=READ_SECONDS)
         try:
+            await self._close_idle()
             async for frame in call:
                 yield frame
         except grpc.aio.AioRpcError as error:
@@ -43,20 +53,25 @@ class GrpcPeers:
             raise errors.Unavailable(node.id, "it sent a frame that cannot be read") from error
         finally:
             call.cancel()
+            peer.streams -= 1
 
     async def close(self) -> None:
         """Close all channels."""
-        for channel in [*self._retired, *(channel for channel, _ in self._channels.values())]:
-            await channel.close()
+        for peer in self._channels.values():
+            await peer.channel.close()
 
-    def _method(self, address: Address) -> ReadFrames:
+    def _of(self, address: Address) -> _PeerChannel:
         if address not in self._channels:
             channel = peer_channel(address, self._tls)
-            self._channels[address] = (channel, read_frames(channel))
-            if len(self._channels) > CHANNELS_MAX:
-                self._retired.append(self._channels.popitem(last=False)[1][0])
+            self._channels[address] = _PeerChannel(channel, read_frames(channel))
         self._channels.move_to_end(address)
-        return self._channels[address][1]
+        return self._channels[address]
+
+    async def _close_idle(self) -> None:
+        surplus = len(self._channels) - self._channels_max
+        idle = [address for address, peer in self._channels.items() if not peer.streams]
+        for closing in [self._channels.pop(address) for address in idle[: max(0, surplus)]]:
+            await closing.channel.close()
 
 
 class OwnNode:
@@ -85,6 +100,14 @@ class OwnNode:
         except grpc.aio.AioRpcError as error:
             raise errors.Unavailable("own node", error.code().name) from error
 
+    async def discard_ingest(self, digest: Digest) -> None:
+        """Tell the node that what its host has received of a blob is wrong. Raises Unavailable: if it is away."""
+        request = node_pb2.DiscardIngestRequest(digest=str(digest))
+        try:
+            await self._stub.DiscardIngest(request, timeout=OWN_NODE_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise errors.Unavailable("own node", error.code().name) from error
+
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()
@@ -98,5 +121,7 @@ def _translated(error: grpc.aio.AioRpcError, node_id: str, digest: Digest) -> er
             return errors.Overloaded(f"streams of {node_id}", 0)
         case grpc.StatusCode.OUT_OF_RANGE:
             return errors.RangeUnsatisfiable(0)
+        case grpc.StatusCode.FAILED_PRECONDITION:
+            return errors.Draining()
         case code:
             return errors.Unavailable(node_id, code.name)

@@ -36,7 +36,11 @@ class GatewayMetrics:
             ["reason"],
             registry=self._registry,
         )
-
+        self._quarantined = Counter(
+            "stafett_gateway_quarantined",
+            "Holders not asked again for a blob for a while, as bytes that they had a part in were wrong.",
+            registry=self._registry,
+        )
         self._hedges = Counter(
             "stafett_gateway_hedges",
             "Second holders asked because the first byte was late.",
@@ -54,6 +58,10 @@ class GatewayMetrics:
     def count_failover(self, reason: str) -> None:
         """Count one holder left."""
         self._failovers.labels(reason).inc()
+
+    def count_quarantined(self, holders: int) -> None:
+        """Count holders that may have sent wrong bytes."""
+        self._quarantined.inc(holders)
 
     def count_hedge(self) -> None:
         """Count one second holder asked."""

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from contextlib import aclosing
 from pathlib import Path
 
+import structlog
+
 from stafett.common.blob_files import BlobFile
 from stafett.common.cluster import Address, Node
 from stafett.common.digest import Digest
-from stafett.common.errors import BlobUnknown
+from stafett.common.errors import BlobUnknown, Unavailable
 from stafett.gateway.byte_range import Span
 from stafett.gateway.grpc_peer import OwnNode
 from stafett.gateway.ports import PeerReader
+
+log = structlog.get_logger()
+
+SILENCE_SECONDS = 5.0
+"""After so long without a byte from the own node a response ends; OSError, as for a disk that fails."""
 
 
 class OwnBlob:
@@ -33,7 +41,11 @@ class OwnBlob:
                 yield memoryview(chunk)
         elif span.length:
             async with aclosing(self._reader.read(self._node, self._digest, span.offset, span.length)) as frames:
-                async for frame in frames:
+                while True:
+                    async with asyncio.timeout(SILENCE_SECONDS):
+                        frame = await anext(frames, None)
+                    if frame is None:
+                        return
                     if isinstance(frame, bytes | memoryview):
                         yield memoryview(frame)
 
@@ -60,6 +72,13 @@ class OwnContent:
         self._root = content_root
         self._reader = reader
         self._disk = disk
+
+    async def discard_ingest(self, digest: Digest) -> None:
+        """See that a download with wrong bytes in it is not continued, as far as the node is there to see to it."""
+        try:
+            await self._own_node.discard_ingest(digest)
+        except Unavailable as error:
+            log.warning("ingest_not_dropped", digest=str(digest), reason=error.reason)
 
     async def open(self, digest: Digest) -> OwnBlob | None:
         """Open a blob, or None where this host has not got it, or cannot read it."""

@@ -86,7 +86,10 @@ _Race = dict[asyncio.Task[memoryview | None], Stream]
 
 
 class Transfer:
-    """One client's bytes. `served_by` is the candidate whose bytes are coming now."""
+    """One client's bytes. `served_by` is the candidate whose bytes are coming now.
+
+    `spoilt` tells that the client was given bytes of which some were wrong, as the digest has shown since.
+    """
 
     def __init__(self, relay: Relay, digest: Digest, size_bytes: int, span: Span) -> None:
         self._relay = relay
@@ -101,6 +104,7 @@ class Transfer:
         self._lookups = 0
         self._slow_switches = 0
         self.served_by: Candidate | None = None
+        self.spoilt = False
 
     async def pieces(self) -> AsyncGenerator[memoryview, None]:
         """Yield the bytes in order; the next holder takes over wherever one stops.
@@ -245,7 +249,9 @@ class Transfer:
             return
         await self._running.add(piece)
         if self._position == self._end and not await self._running.matches(self._digest):
+            self.spoilt = self._end > len(piece)
             self._relay.quarantine.add(self._digest, self._contributors)
+            self._relay.metrics.count_quarantined(len(self._contributors))
             for contributor in self._contributors.values():
                 self._relay.outcomes.corrupt(contributor, self._digest)
             log.error("wrong_bytes", digest=str(self._digest), nodes=sorted(self._contributors))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from stafett.common.cluster import Holder, Node, NodeState
+from stafett.common.cluster import Holder, Node, in_service
 from stafett.common.digest import Digest
 from stafett.common.topology import Tier, Topology, tier_between
 
@@ -80,7 +80,7 @@ class Candidate:
 
 
 def usable(holders: Iterable[Holder], asking: Asking, believed: Mapping[str, Node]) -> list[Holder]:
-    """Drop whom nobody should ask: ourselves, the incomplete, and those not READY as far as we know.
+    """Drop whom nobody should ask: ourselves, the incomplete, and those out of service as far as we know.
 
     Where `believed` (from Watch) knows a newer description of a node than the holder entry, that one counts, address
     included; health and score stay the entry's.
@@ -91,9 +91,9 @@ def usable(holders: Iterable[Holder], asking: Asking, believed: Mapping[str, Nod
         newer = believed.get(node.id)
         if newer is not None and newer.rank > node.rank:
             node = replace(newer, health=node.health, score=node.score)
-        if holder.complete and node.id != asking.node_id and node.state is NodeState.READY:
+        if holder.complete and node.id != asking.node_id:
             kept.append(replace(holder, node=node))
-    return kept
+    return in_service(kept)
 
 
 def weigh(holders: Sequence[Holder], asking: Asking, seen: Mapping[str, PeerView]) -> list[Candidate]:

@@ -24,6 +24,7 @@ from stafett.node.ports import ContentStore
 from stafett.node.servicer import BlobServicer
 from stafett.node.session import Identity, SessionThread
 from stafett.node.settings import NodeSettings
+from stafett.node.spoilt import SpoiltIngests
 
 log = structlog.get_logger()
 
@@ -62,8 +63,9 @@ async def serve(settings: NodeSettings, stopping: asyncio.Event) -> None:
         lambda draining: loop.call_soon_threadsafe(slots.order_drain, draining),
     )
     indexer = Indexer(store, session.publish, settings.relist_interval_seconds)
+    spoilt = SpoiltIngests(store)
     throttle = Throttle(settings.upload_limit_bytes_per_second)
-    add_blob_service(server, BlobServicer(settings.node_id, store, indexer, slots, throttle, tally))
+    add_blob_service(server, BlobServicer(settings.node_id, store, indexer, spoilt, slots, throttle, tally))
     await server.start()
     session.start()
     for name in ("", BLOB_SERVICE):
@@ -71,12 +73,13 @@ async def serve(settings: NodeSettings, stopping: asyncio.Event) -> None:
     log.info("listening", host=settings.listen_host, port=port, node_id=settings.node_id)
     try:
         async with asyncio.TaskGroup() as group:
-            indexing = group.create_task(indexer.run())
+            endless = [group.create_task(work) for work in (indexer.run(), spoilt.run())]
             await stopping.wait()
             slots.leave()
             session.drain()
             await _until_idle(slots, settings.drain_grace_seconds)
-            indexing.cancel()
+            for task in endless:
+                task.cancel()
     finally:
         await asyncio.to_thread(session.stop)
         await server.stop(grace=0)

@@ -6,6 +6,8 @@ before 2.1, and there is no replay.
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -28,10 +30,11 @@ from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, DigestInvalid, Unavailable
 from stafett.common.grpc_transport import CONTROL_DEADLINE_SECONDS, unix_channel
 from stafett.common.oci import Descriptor
-from stafett.node.ports import BlobReader, StoredImage
+from stafett.node.ports import BlobReader, Ingest, StoredImage
 
 LIST_SECONDS = 60.0
 STREAM_SECONDS = 4 * 3600.0
+_DIGEST_AT_END = re.compile(r"sha256:[0-9a-f]{64}$")
 _EVENT_FILTERS = ('topic~="^/images/"', 'topic~="^/content/"')
 
 
@@ -111,6 +114,23 @@ class ContainerdStore:
             raise BlobUnknown(digest)
         return _ApiReader(self._content, found[0], digest, found[1])
 
+    async def ingests(self) -> Sequence[Ingest]:
+        """See `ports.ContentStore`; none where the files are not mounted."""
+        if self._root is None:
+            return ()
+        return await asyncio.get_running_loop().run_in_executor(self._disk, _ingests_below, self._root / "ingest")
+
+    async def abort(self, ingest: Ingest) -> None:
+        """See `ports.ContentStore`."""
+        namespace, _, reference = ingest.owner.split("/", 2)
+        try:
+            await self._content.Abort(
+                content_pb2.AbortRequest(ref=reference), metadata=_in(namespace), timeout=CONTROL_DEADLINE_SECONDS
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise self._away(error) from error
+
     async def close(self) -> None:
         """See `ports.ContentStore`."""
         await self._channel.close()
@@ -175,6 +195,20 @@ class _ApiReader:
 
 def _in(namespace: str) -> tuple[tuple[str, str], ...]:
     return (("containerd-namespace", namespace),)
+
+
+def _ingests_below(folder: Path) -> list[Ingest]:
+    """Read ingest folders: `ref` has "namespace/number/reference", a reference names the digest last."""
+    found: list[Ingest] = []
+    for path in folder.glob("*/ref"):
+        try:
+            owner = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        named = _DIGEST_AT_END.search(owner)
+        if named and owner.count("/") >= 2:
+            found.append(Ingest(Digest.parse(named.group()), path.with_name("data"), owner))
+    return found
 
 
 def _supported(text: str) -> Digest | None:

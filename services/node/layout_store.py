@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -15,7 +16,7 @@ from stafett.common.blob_files import BlobFile, blob_path
 from stafett.common.digest import Digest
 from stafett.common.errors import DigestInvalid, Unavailable
 from stafett.common.oci_layout import read_images
-from stafett.node.ports import BlobReader, StoredImage
+from stafett.node.ports import BlobReader, Ingest, StoredImage
 
 log = structlog.get_logger()
 
@@ -60,6 +61,14 @@ class LayoutStore:
         """See `ports.ContentStore`."""
         return BlobFile.open(self._root, digest, self._disk)
 
+    async def ingests(self) -> Sequence[Ingest]:
+        """See `ports.ContentStore`."""
+        return await self._on_disk(self._list_ingests)
+
+    async def abort(self, ingest: Ingest) -> None:
+        """See `ports.ContentStore`."""
+        await self._on_disk(lambda: ingest.data.unlink(missing_ok=True))
+
     async def close(self) -> None:
         """See `ports.ContentStore`."""
 
@@ -87,6 +96,13 @@ class LayoutStore:
             self._report(f"{entry.name[:80]} in blobs/sha256 is not named by a digest")
         except OSError as error:
             self._report(f"{entry.name} cannot be read: {error.strerror}")
+
+    def _list_ingests(self) -> list[Ingest]:
+        found: list[Ingest] = []
+        for path in (self._root / "ingest").glob("*"):
+            with contextlib.suppress(DigestInvalid):
+                found.append(Ingest(Digest(path.name), path, path.name))
+        return found
 
     def _list_images(self) -> list[StoredImage]:
         try:

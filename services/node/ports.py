@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from stafett.common.digest import Digest
@@ -17,6 +18,15 @@ class StoredImage:
     name: str
     target: Descriptor
     updated_at_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """A download under way: `data` grows in order from byte 0. `owner` is the store's own name for it."""
+
+    digest: Digest
+    data: Path
+    owner: str
 
 
 class BlobReader(Protocol):
@@ -57,6 +67,14 @@ class ContentStore(Protocol):
 
     async def open(self, digest: Digest) -> BlobReader:
         """Open a blob. Raises BlobUnknown: if it is not there; OSError: if it cannot be read."""
+        ...
+
+    async def ingests(self) -> Sequence[Ingest]:
+        """List the downloads under way, abandoned ones too; several may be of one digest."""
+        ...
+
+    async def abort(self, ingest: Ingest) -> None:
+        """Drop an ingest; harmless if it is gone."""
         ...
 
     async def close(self) -> None:

@@ -18,6 +18,7 @@ from stafett.node.admission import FrameSize, StreamSlots, Throttle
 from stafett.node.health import Tally
 from stafett.node.indexer import Indexer
 from stafett.node.ports import BlobReader, ContentStore
+from stafett.node.spoilt import SpoiltIngests
 
 log = structlog.get_logger()
 
@@ -33,6 +34,7 @@ class BlobServicer:
         node_id: str,
         store: ContentStore,
         indexer: Indexer,
+        spoilt: SpoiltIngests,
         slots: StreamSlots,
         throttle: Throttle,
         tally: Tally,
@@ -40,6 +42,7 @@ class BlobServicer:
         self._node_id = node_id
         self._store = store
         self._indexer = indexer
+        self._spoilt = spoilt
         self._slots = slots
         self._throttle = throttle
         self._tally = tally
@@ -58,6 +61,13 @@ class BlobServicer:
             raise RequestInvalid("digests", f"at most {EXPECT_MAX}")
         self._indexer.expect([Digest.parse(digest) for digest in request.digests])
         return node_pb2.ExpectBlobsResponse()
+
+    async def DiscardIngest(  # noqa: N802
+        self, request: node_pb2.DiscardIngestRequest, context: Context
+    ) -> node_pb2.DiscardIngestResponse:
+        """Hear that what the host has received of a blob is wrong."""
+        self._spoilt.discard(Digest.parse(request.digest))
+        return node_pb2.DiscardIngestResponse()
 
     async def VerifyBlob(  # noqa: N802
         self, request: node_pb2.VerifyBlobRequest, context: Context

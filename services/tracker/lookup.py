@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from stafett.common.cluster import HeldImage, Holder, ImageSummary, Node
+from stafett.common.cluster import HeldImage, Holder, ImageSummary, Node, NodeState
 from stafett.common.digest import Digest
 from stafett.common.errors import ManifestUnknown, Unavailable
 from stafett.common.topology import Topology
@@ -77,7 +77,7 @@ class Lookup:
         self._images: LastAnswers[str, tuple[ImageEntry, ...]] = LastAnswers(_REMEMBERED_IMAGES)
 
     async def locate(self, digests: Sequence[Digest], question: Question) -> tuple[list[tuple[Holder, ...]], bool]:
-        """Find READY holders of each digest, nearest first."""
+        """Find holders of each digest that are in service, nearest first."""
         self._membership.require_loaded()
         if self._link.available:
             try:
@@ -142,7 +142,7 @@ class Lookup:
     async def _search(self, digests: Sequence[Digest], question: Question) -> list[tuple[Holder, ...]]:
         found = await self._find(digests, question, question.most)
         answers = {digest: self._choose(entries, question) for digest, (entries, _) in found.items()}
-        short = [digest for digest, (_, more) in found.items() if more and len(answers[digest]) < question.most]
+        short = [digest for digest, (_, more) in found.items() if more and _poor(answers[digest], question.most)]
         if short:
             deeper = await self._find(short[:_DEEPER_DIGESTS], question, question.most * _DEEPER)
             answers.update({digest: self._choose(entries, question) for digest, (entries, _) in deeper.items()})
@@ -192,3 +192,8 @@ class Lookup:
         for name, entries in fresh.items():
             if entries or not self._membership.refilling:
                 self._images.remember(name, entries)
+
+
+def _poor(holders: Sequence[Holder], wanted: int) -> bool:
+    """Tell whether a deeper search may find better: too few, or suspects only."""
+    return len(holders) < wanted or holders[0].node.state is not NodeState.READY

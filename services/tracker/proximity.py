@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from stafett.common.cluster import Holder, Node, NodeState
+from stafett.common.cluster import Holder, Node, in_service
 from stafett.common.topology import Tier, Topology, tier_between
 
 
@@ -53,17 +53,20 @@ def choose(
     most: int,
     rng: random.Random,
 ) -> tuple[Holder, ...]:
-    """Pick at most `most` READY holders, nearest tier first, complete ones first inside a tier, else in random order.
+    """Pick at most `most` holders in service, nearest tier first, in a tier complete ones first, else in random order.
 
     The nearest tiers fill all places but a reserve, which goes to the farthest tiers as far as these have holders.
     """
+    holding = [
+        Holder(member.node, entry.size_bytes, entry.complete, entry.received_bytes)
+        for entry in entries
+        if (member := members.get(entry.node_id))
+        and member.incarnation == entry.incarnation
+        and entry.node_id != asker_id
+    ]
     tiers: dict[Tier, list[Holder]] = {}
-    for entry in entries:
-        member = members.get(entry.node_id)
-        if member is None or not _can_serve(member, entry, asker_id):
-            continue
-        holder = Holder(member.node, entry.size_bytes, entry.complete, entry.received_bytes)
-        tiers.setdefault(tier_between(place, member.node.topology), []).append(holder)
+    for holder in in_service(holding):
+        tiers.setdefault(tier_between(place, holder.node.topology), []).append(holder)
     ordered: list[Holder] = []
     farther = sum(len(holders) for holders in tiers.values())
     for tier in sorted(tiers):
@@ -76,9 +79,3 @@ def choose(
         if len(ordered) >= most:
             break
     return tuple(ordered)
-
-
-def _can_serve(member: Member, entry: Entry, asker_id: str) -> bool:
-    return (
-        member.node.state is NodeState.READY and member.incarnation == entry.incarnation and entry.node_id != asker_id
-    )

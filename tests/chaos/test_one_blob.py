@@ -195,7 +195,7 @@ def test_a_draining_node_finishes_what_it_sends_and_starts_nothing_new(hosts: Ho
     assert failovers(hosts.asking, "near") == []
     assert later[0].is_all_of(digest)
     assert later[0].node in FAR
-    assert refusals == [grpc.StatusCode.UNAVAILABLE], "not even to who has not heard of the drain"
+    assert refusals == [grpc.StatusCode.FAILED_PRECONDITION], "not even to who has not heard of the drain"
     assert node.popen.wait(10) == 0, "it ended by itself"
     assert '"drain_cut_short"' not in node.log_tail(50)
 

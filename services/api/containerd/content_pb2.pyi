@@ -236,95 +236,23 @@ class ReadContentResponse(_message.Message):
 Global___ReadContentResponse: _TypeAlias = ReadContentResponse  # noqa: Y015
 
 @_typing.final
-class Status(_message.Message):
-    """Status describes one ingest."""
+class AbortRequest(_message.Message):
+    """AbortRequest names one ingest."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    STARTED_AT_FIELD_NUMBER: _builtins.int
-    UPDATED_AT_FIELD_NUMBER: _builtins.int
     REF_FIELD_NUMBER: _builtins.int
-    OFFSET_FIELD_NUMBER: _builtins.int
-    TOTAL_FIELD_NUMBER: _builtins.int
-    EXPECTED_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
     """Reference chosen by the writer, e.g. "layer-sha256:<hex>"."""
-    offset: _builtins.int
-    """Bytes written so far."""
-    total: _builtins.int
-    """Expected size in bytes; 0 when unknown."""
-    expected: _builtins.str
-    """Expected digest; often empty."""
-    @_builtins.property
-    def started_at(self) -> _timestamp_pb2.Timestamp:
-        """When the ingest was opened."""
-
-    @_builtins.property
-    def updated_at(self) -> _timestamp_pb2.Timestamp:
-        """When it last grew."""
-
     def __init__(
         self,
         *,
-        started_at: _timestamp_pb2.Timestamp | None = ...,
-        updated_at: _timestamp_pb2.Timestamp | None = ...,
         ref: _builtins.str = ...,
-        offset: _builtins.int = ...,
-        total: _builtins.int = ...,
-        expected: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at", "updated_at", b"updated_at"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected", "offset", b"offset", "ref", b"ref", "started_at", b"started_at", "total", b"total", "updated_at", b"updated_at"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Status: _TypeAlias = Status  # noqa: Y015
-
-@_typing.final
-class ListStatusesRequest(_message.Message):
-    """ListStatusesRequest selects ingests."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    FILTERS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def filters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """containerd filter expressions, ORed; empty selects all."""
-
-    def __init__(
-        self,
-        *,
-        filters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListStatusesRequest: _TypeAlias = ListStatusesRequest  # noqa: Y015
-
-@_typing.final
-class ListStatusesResponse(_message.Message):
-    """ListStatusesResponse lists ingests."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    STATUSES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def statuses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Status]:
-        """The ingests."""
-
-    def __init__(
-        self,
-        *,
-        statuses: _abc.Iterable[Global___Status] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["statuses", b"statuses"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListStatusesResponse: _TypeAlias = ListStatusesResponse  # noqa: Y015
+Global___AbortRequest: _TypeAlias = AbortRequest  # noqa: Y015

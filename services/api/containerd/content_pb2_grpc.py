@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from stafett.api.containerd import content_pb2 as stafett_dot_api_dot_containerd_dot_content__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -50,10 +51,10 @@ class ContentStub:
                 request_serializer=stafett_dot_api_dot_containerd_dot_content__pb2.ReadContentRequest.SerializeToString,
                 response_deserializer=stafett_dot_api_dot_containerd_dot_content__pb2.ReadContentResponse.FromString,
                 _registered_method=True)
-        self.ListStatuses = channel.unary_unary(
-                '/containerd.services.content.v1.Content/ListStatuses',
-                request_serializer=stafett_dot_api_dot_containerd_dot_content__pb2.ListStatusesRequest.SerializeToString,
-                response_deserializer=stafett_dot_api_dot_containerd_dot_content__pb2.ListStatusesResponse.FromString,
+        self.Abort = channel.unary_unary(
+                '/containerd.services.content.v1.Content/Abort',
+                request_serializer=stafett_dot_api_dot_containerd_dot_content__pb2.AbortRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
 
 
@@ -82,8 +83,8 @@ class ContentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListStatuses(self, request, context):
-        """ListStatuses lists the ingests (unfinished writes) of the call's namespace.
+    def Abort(self, request, context):
+        """Abort drops an ingest (an unfinished write) of the call's namespace; NOT_FOUND when there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,10 +108,10 @@ def add_ContentServicer_to_server(servicer, server):
                     request_deserializer=stafett_dot_api_dot_containerd_dot_content__pb2.ReadContentRequest.FromString,
                     response_serializer=stafett_dot_api_dot_containerd_dot_content__pb2.ReadContentResponse.SerializeToString,
             ),
-            'ListStatuses': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListStatuses,
-                    request_deserializer=stafett_dot_api_dot_containerd_dot_content__pb2.ListStatusesRequest.FromString,
-                    response_serializer=stafett_dot_api_dot_containerd_dot_content__pb2.ListStatusesResponse.SerializeToString,
+            'Abort': grpc.unary_unary_rpc_method_handler(
+                    servicer.Abort,
+                    request_deserializer=stafett_dot_api_dot_containerd_dot_content__pb2.AbortRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -206,7 +207,7 @@ class Content:
             _registered_method=True)
 
     @staticmethod
-    def ListStatuses(request,
+    def Abort(request,
             target,
             options=(),
             channel_credentials=None,
@@ -219,9 +220,9 @@ class Content:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/containerd.services.content.v1.Content/ListStatuses',
-            stafett_dot_api_dot_containerd_dot_content__pb2.ListStatusesRequest.SerializeToString,
-            stafett_dot_api_dot_containerd_dot_content__pb2.ListStatusesResponse.FromString,
+            '/containerd.services.content.v1.Content/Abort',
+            stafett_dot_api_dot_containerd_dot_content__pb2.AbortRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ containerd's (1.6 to 2.x are wire compatible), everything unused is left out.
 """
 
 from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from stafett.api.containerd import content_pb2 as _content_pb2
 import abc as _abc_1
@@ -41,8 +42,8 @@ class ContentStub:
     """List streams all committed blobs of the call's namespace in batches."""
     Read: _grpc.UnaryStreamMultiCallable[_content_pb2.ReadContentRequest, _content_pb2.ReadContentResponse]
     """Read streams the bytes of one blob."""
-    ListStatuses: _grpc.UnaryUnaryMultiCallable[_content_pb2.ListStatusesRequest, _content_pb2.ListStatusesResponse]
-    """ListStatuses lists the ingests (unfinished writes) of the call's namespace."""
+    Abort: _grpc.UnaryUnaryMultiCallable[_content_pb2.AbortRequest, _empty_pb2.Empty]
+    """Abort drops an ingest (an unfinished write) of the call's namespace; NOT_FOUND when there is none."""
 
 @_typing.type_check_only
 class ContentAsyncStub(ContentStub):
@@ -55,8 +56,8 @@ class ContentAsyncStub(ContentStub):
     """List streams all committed blobs of the call's namespace in batches."""
     Read: _aio.UnaryStreamMultiCallable[_content_pb2.ReadContentRequest, _content_pb2.ReadContentResponse]  # type: ignore[assignment]
     """Read streams the bytes of one blob."""
-    ListStatuses: _aio.UnaryUnaryMultiCallable[_content_pb2.ListStatusesRequest, _content_pb2.ListStatusesResponse]  # type: ignore[assignment]
-    """ListStatuses lists the ingests (unfinished writes) of the call's namespace."""
+    Abort: _aio.UnaryUnaryMultiCallable[_content_pb2.AbortRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Abort drops an ingest (an unfinished write) of the call's namespace; NOT_FOUND when there is none."""
 
 class ContentServicer(metaclass=_abc_1.ABCMeta):
     """Content is containerd's content addressed blob store."""
@@ -86,11 +87,11 @@ class ContentServicer(metaclass=_abc_1.ABCMeta):
         """Read streams the bytes of one blob."""
 
     @_abc_1.abstractmethod
-    def ListStatuses(
+    def Abort(
         self,
-        request: _content_pb2.ListStatusesRequest,
+        request: _content_pb2.AbortRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_content_pb2.ListStatusesResponse, _abc.Awaitable[_content_pb2.ListStatusesResponse]]:
-        """ListStatuses lists the ingests (unfinished writes) of the call's namespace."""
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Abort drops an ingest (an unfinished write) of the call's namespace; NOT_FOUND when there is none."""
 
 def add_ContentServicer_to_server(servicer: ContentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

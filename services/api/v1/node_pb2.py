@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19stafett/api/v1/node.proto\x12\x0estafett.api.v1\"\x1d\n\x0bStatRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"6\n\x0cStatResponse\x12&\n\x04info\x18\x01 \x01(\x0b\x32\x18.stafett.api.v1.BlobInfo\"I\n\x08\x42lobInfo\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x17\n\x0f\x61vailable_bytes\x18\x03 \x01(\x04\"`\n\x0bReadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\x12\x11\n\tancestors\x18\x05 \x03(\t\"k\n\tBlobChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12(\n\x07waiting\x18\x02 \x01(\x0b\x32\x17.stafett.api.v1.Waiting\x12&\n\x04info\x18\x03 \x01(\x0b\x32\x18.stafett.api.v1.BlobInfo\"+\n\x07Waiting\x12\x10\n\x08since_ms\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"%\n\x12\x45xpectBlobsRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"\x15\n\x13\x45xpectBlobsResponse\"#\n\x11VerifyBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"$\n\x12VerifyBlobResponse\x12\x0e\n\x06intact\x18\x01 \x01(\x08\x32\xbf\x02\n\x0b\x42lobService\x12\x41\n\x04Stat\x12\x1b.stafett.api.v1.StatRequest\x1a\x1c.stafett.api.v1.StatResponse\x12@\n\x04Read\x12\x1b.stafett.api.v1.ReadRequest\x1a\x19.stafett.api.v1.BlobChunk0\x01\x12V\n\x0b\x45xpectBlobs\x12\".stafett.api.v1.ExpectBlobsRequest\x1a#.stafett.api.v1.ExpectBlobsResponse\x12S\n\nVerifyBlob\x12!.stafett.api.v1.VerifyBlobRequest\x1a\".stafett.api.v1.VerifyBlobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19stafett/api/v1/node.proto\x12\x0estafett.api.v1\"\x1d\n\x0bStatRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"6\n\x0cStatResponse\x12&\n\x04info\x18\x01 \x01(\x0b\x32\x18.stafett.api.v1.BlobInfo\"I\n\x08\x42lobInfo\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x17\n\x0f\x61vailable_bytes\x18\x03 \x01(\x04\"`\n\x0bReadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\x12\x11\n\tancestors\x18\x05 \x03(\t\"k\n\tBlobChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12(\n\x07waiting\x18\x02 \x01(\x0b\x32\x17.stafett.api.v1.Waiting\x12&\n\x04info\x18\x03 \x01(\x0b\x32\x18.stafett.api.v1.BlobInfo\"+\n\x07Waiting\x12\x10\n\x08since_ms\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"%\n\x12\x45xpectBlobsRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"\x15\n\x13\x45xpectBlobsResponse\"&\n\x14\x44iscardIngestRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x17\n\x15\x44iscardIngestResponse\"#\n\x11VerifyBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"$\n\x12VerifyBlobResponse\x12\x0e\n\x06intact\x18\x01 \x01(\x08\x32\x9d\x03\n\x0b\x42lobService\x12\x41\n\x04Stat\x12\x1b.stafett.api.v1.StatRequest\x1a\x1c.stafett.api.v1.StatResponse\x12@\n\x04Read\x12\x1b.stafett.api.v1.ReadRequest\x1a\x19.stafett.api.v1.BlobChunk0\x01\x12V\n\x0b\x45xpectBlobs\x12\".stafett.api.v1.ExpectBlobsRequest\x1a#.stafett.api.v1.ExpectBlobsResponse\x12\\\n\rDiscardIngest\x12$.stafett.api.v1.DiscardIngestRequest\x1a%.stafett.api.v1.DiscardIngestResponse\x12S\n\nVerifyBlob\x12!.stafett.api.v1.VerifyBlobRequest\x1a\".stafett.api.v1.VerifyBlobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,10 +47,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPECTBLOBSREQUEST']._serialized_end=496
   _globals['_EXPECTBLOBSRESPONSE']._serialized_start=498
   _globals['_EXPECTBLOBSRESPONSE']._serialized_end=519
-  _globals['_VERIFYBLOBREQUEST']._serialized_start=521
-  _globals['_VERIFYBLOBREQUEST']._serialized_end=556
-  _globals['_VERIFYBLOBRESPONSE']._serialized_start=558
-  _globals['_VERIFYBLOBRESPONSE']._serialized_end=594
-  _globals['_BLOBSERVICE']._serialized_start=597
-  _globals['_BLOBSERVICE']._serialized_end=916
+  _globals['_DISCARDINGESTREQUEST']._serialized_start=521
+  _globals['_DISCARDINGESTREQUEST']._serialized_end=559
+  _globals['_DISCARDINGESTRESPONSE']._serialized_start=561
+  _globals['_DISCARDINGESTRESPONSE']._serialized_end=584
+  _globals['_VERIFYBLOBREQUEST']._serialized_start=586
+  _globals['_VERIFYBLOBREQUEST']._serialized_end=621
+  _globals['_VERIFYBLOBRESPONSE']._serialized_start=623
+  _globals['_VERIFYBLOBRESPONSE']._serialized_end=659
+  _globals['_BLOBSERVICE']._serialized_start=662
+  _globals['_BLOBSERVICE']._serialized_end=1075
 # @@protoc_insertion_point(module_scope)

@@ -236,6 +236,45 @@ class ExpectBlobsResponse(_message.Message):
 Global___ExpectBlobsResponse: _TypeAlias = ExpectBlobsResponse  # noqa: Y015
 
 @_typing.final
+class DiscardIngestRequest(_message.Message):
+    """DiscardIngestRequest names a blob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """Digest, "sha256:<64 lower-case hex>"."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardIngestRequest: _TypeAlias = DiscardIngestRequest  # noqa: Y015
+
+@_typing.final
+class DiscardIngestResponse(_message.Message):
+    """DiscardIngestResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardIngestResponse: _TypeAlias = DiscardIngestResponse  # noqa: Y015
+
+@_typing.final
 class VerifyBlobRequest(_message.Message):
     """VerifyBlobRequest names a blob."""
 

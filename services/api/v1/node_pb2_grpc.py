@@ -50,6 +50,11 @@ class BlobServiceStub:
                 request_serializer=stafett_dot_api_dot_v1_dot_node__pb2.ExpectBlobsRequest.SerializeToString,
                 response_deserializer=stafett_dot_api_dot_v1_dot_node__pb2.ExpectBlobsResponse.FromString,
                 _registered_method=True)
+        self.DiscardIngest = channel.unary_unary(
+                '/stafett.api.v1.BlobService/DiscardIngest',
+                request_serializer=stafett_dot_api_dot_v1_dot_node__pb2.DiscardIngestRequest.SerializeToString,
+                response_deserializer=stafett_dot_api_dot_v1_dot_node__pb2.DiscardIngestResponse.FromString,
+                _registered_method=True)
         self.VerifyBlob = channel.unary_unary(
                 '/stafett.api.v1.BlobService/VerifyBlob',
                 request_serializer=stafett_dot_api_dot_v1_dot_node__pb2.VerifyBlobRequest.SerializeToString,
@@ -70,7 +75,7 @@ class BlobServiceServicer:
 
     def Read(self, request, context):
         """Read streams bytes of a blob: first one frame with info, then data. NOT_FOUND when absent, OUT_OF_RANGE when the offset
-        is past the end, RESOURCE_EXHAUSTED when all stream slots are taken (try later or elsewhere), UNAVAILABLE while draining.
+        is past the end, RESOURCE_EXHAUSTED when all stream slots are taken (try later or elsewhere), FAILED_PRECONDITION while draining.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -80,6 +85,14 @@ class BlobServiceServicer:
     def ExpectBlobs(self, request, context):
         """ExpectBlobs tells the node which digests its host is pulling right now, through the gateway or from upstream, so that it
         announces them as soon as the store has them. Only the host's own gateway calls it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardIngest(self, request, context):
+        """DiscardIngest tells the node that what its host has received of a blob is wrong: the node drops the unfinished download as
+        soon as nobody writes it, so that the next attempt starts from nothing. Only the host's own gateway calls it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,6 +123,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.ExpectBlobs,
                     request_deserializer=stafett_dot_api_dot_v1_dot_node__pb2.ExpectBlobsRequest.FromString,
                     response_serializer=stafett_dot_api_dot_v1_dot_node__pb2.ExpectBlobsResponse.SerializeToString,
+            ),
+            'DiscardIngest': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardIngest,
+                    request_deserializer=stafett_dot_api_dot_v1_dot_node__pb2.DiscardIngestRequest.FromString,
+                    response_serializer=stafett_dot_api_dot_v1_dot_node__pb2.DiscardIngestResponse.SerializeToString,
             ),
             'VerifyBlob': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyBlob,
@@ -199,6 +217,33 @@ class BlobService:
             '/stafett.api.v1.BlobService/ExpectBlobs',
             stafett_dot_api_dot_v1_dot_node__pb2.ExpectBlobsRequest.SerializeToString,
             stafett_dot_api_dot_v1_dot_node__pb2.ExpectBlobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardIngest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stafett.api.v1.BlobService/DiscardIngest',
+            stafett_dot_api_dot_v1_dot_node__pb2.DiscardIngestRequest.SerializeToString,
+            stafett_dot_api_dot_v1_dot_node__pb2.DiscardIngestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,12 +37,16 @@ class BlobServiceStub:
     """Stat tells whether and how much of a blob is here. NOT_FOUND when nothing is."""
     Read: _grpc.UnaryStreamMultiCallable[_node_pb2.ReadRequest, _node_pb2.BlobChunk]
     """Read streams bytes of a blob: first one frame with info, then data. NOT_FOUND when absent, OUT_OF_RANGE when the offset
-    is past the end, RESOURCE_EXHAUSTED when all stream slots are taken (try later or elsewhere), UNAVAILABLE while draining.
+    is past the end, RESOURCE_EXHAUSTED when all stream slots are taken (try later or elsewhere), FAILED_PRECONDITION while draining.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     """
     ExpectBlobs: _grpc.UnaryUnaryMultiCallable[_node_pb2.ExpectBlobsRequest, _node_pb2.ExpectBlobsResponse]
     """ExpectBlobs tells the node which digests its host is pulling right now, through the gateway or from upstream, so that it
     announces them as soon as the store has them. Only the host's own gateway calls it.
+    """
+    DiscardIngest: _grpc.UnaryUnaryMultiCallable[_node_pb2.DiscardIngestRequest, _node_pb2.DiscardIngestResponse]
+    """DiscardIngest tells the node that what its host has received of a blob is wrong: the node drops the unfinished download as
+    soon as nobody writes it, so that the next attempt starts from nothing. Only the host's own gateway calls it.
     """
     VerifyBlob: _grpc.UnaryUnaryMultiCallable[_node_pb2.VerifyBlobRequest, _node_pb2.VerifyBlobResponse]
     """VerifyBlob reads a blob again and checks its digest; a wrong one is withdrawn and not announced again while it
@@ -58,12 +62,16 @@ class BlobServiceAsyncStub(BlobServiceStub):
     """Stat tells whether and how much of a blob is here. NOT_FOUND when nothing is."""
     Read: _aio.UnaryStreamMultiCallable[_node_pb2.ReadRequest, _node_pb2.BlobChunk]  # type: ignore[assignment]
     """Read streams bytes of a blob: first one frame with info, then data. NOT_FOUND when absent, OUT_OF_RANGE when the offset
-    is past the end, RESOURCE_EXHAUSTED when all stream slots are taken (try later or elsewhere), UNAVAILABLE while draining.
+    is past the end, RESOURCE_EXHAUSTED when all stream slots are taken (try later or elsewhere), FAILED_PRECONDITION while draining.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     """
     ExpectBlobs: _aio.UnaryUnaryMultiCallable[_node_pb2.ExpectBlobsRequest, _node_pb2.ExpectBlobsResponse]  # type: ignore[assignment]
     """ExpectBlobs tells the node which digests its host is pulling right now, through the gateway or from upstream, so that it
     announces them as soon as the store has them. Only the host's own gateway calls it.
+    """
+    DiscardIngest: _aio.UnaryUnaryMultiCallable[_node_pb2.DiscardIngestRequest, _node_pb2.DiscardIngestResponse]  # type: ignore[assignment]
+    """DiscardIngest tells the node that what its host has received of a blob is wrong: the node drops the unfinished download as
+    soon as nobody writes it, so that the next attempt starts from nothing. Only the host's own gateway calls it.
     """
     VerifyBlob: _aio.UnaryUnaryMultiCallable[_node_pb2.VerifyBlobRequest, _node_pb2.VerifyBlobResponse]  # type: ignore[assignment]
     """VerifyBlob reads a blob again and checks its digest; a wrong one is withdrawn and not announced again while it
@@ -88,7 +96,7 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_pb2.BlobChunk], _abc.AsyncIterator[_node_pb2.BlobChunk]]:
         """Read streams bytes of a blob: first one frame with info, then data. NOT_FOUND when absent, OUT_OF_RANGE when the offset
-        is past the end, RESOURCE_EXHAUSTED when all stream slots are taken (try later or elsewhere), UNAVAILABLE while draining.
+        is past the end, RESOURCE_EXHAUSTED when all stream slots are taken (try later or elsewhere), FAILED_PRECONDITION while draining.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """
 
@@ -100,6 +108,16 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_node_pb2.ExpectBlobsResponse, _abc.Awaitable[_node_pb2.ExpectBlobsResponse]]:
         """ExpectBlobs tells the node which digests its host is pulling right now, through the gateway or from upstream, so that it
         announces them as soon as the store has them. Only the host's own gateway calls it.
+        """
+
+    @_abc_1.abstractmethod
+    def DiscardIngest(
+        self,
+        request: _node_pb2.DiscardIngestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_pb2.DiscardIngestResponse, _abc.Awaitable[_node_pb2.DiscardIngestResponse]]:
+        """DiscardIngest tells the node that what its host has received of a blob is wrong: the node drops the unfinished download as
+        soon as nobody writes it, so that the next attempt starts from nothing. Only the host's own gateway calls it.
         """
 
     @_abc_1.abstractmethod

@@ -19,7 +19,7 @@ from stafett.common.blob_codec import BlobInfo, Frame
 from stafett.common.blob_rpc import add_blob_service
 from stafett.common.cluster import Address, Holder, Node
 from stafett.common.digest import Digest
-from stafett.common.errors import BlobUnknown, ManifestUnknown, Unavailable
+from stafett.common.errors import BlobUnknown, ManifestUnknown, StafettError, Unavailable
 from stafett.common.grpc_transport import bind, new_server
 from stafett.common.topology import Topology
 
@@ -33,12 +33,13 @@ async def whole(content: bytes, offset: int, length: int) -> AsyncGenerator[byte
         yield content[start : min(start + 65536, offset + length)]
 
 
-def broken_after(size_bytes: int) -> Serve:
-    """Serve so many bytes, then break."""
+def broken_after(size_bytes: int, error: StafettError | None = None) -> Serve:
+    """Serve so many bytes, then break, for a reason."""
 
     async def serve(content: bytes, offset: int, length: int) -> AsyncGenerator[bytes, None]:
-        yield content[offset : offset + size_bytes]
-        raise Unavailable("disk", "it is gone")
+        if size_bytes:
+            yield content[offset : offset + size_bytes]
+        raise error or Unavailable("disk", "it is gone")
 
     return serve
 
@@ -54,6 +55,7 @@ class Peer:
     reads: int = 0
     open_reads: int = 0
     expected: list[str] = field(default_factory=list)
+    discarded: list[str] = field(default_factory=list)
 
     async def Stat(self, request: node_pb2.StatRequest, context: object) -> node_pb2.StatResponse:  # noqa: N802
         content = self.blobs.get(Digest.parse(request.digest))
@@ -66,6 +68,12 @@ class Peer:
     ) -> node_pb2.ExpectBlobsResponse:
         self.expected += request.digests
         return node_pb2.ExpectBlobsResponse()
+
+    async def DiscardIngest(  # noqa: N802
+        self, request: node_pb2.DiscardIngestRequest, context: object
+    ) -> node_pb2.DiscardIngestResponse:
+        self.discarded.append(request.digest)
+        return node_pb2.DiscardIngestResponse()
 
     async def VerifyBlob(  # noqa: N802
         self, request: node_pb2.VerifyBlobRequest, context: object

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -12,7 +13,7 @@ from stafett.common.blob_codec import BlobInfo, Frame
 from stafett.common.blob_rpc import add_blob_service
 from stafett.common.cluster import Address, Node
 from stafett.common.digest import Digest
-from stafett.common.errors import BlobUnknown, Unavailable
+from stafett.common.errors import BlobUnknown, Draining, Overloaded, RangeUnsatisfiable, StafettError, Unavailable
 from stafett.common.grpc_transport import bind, new_server
 from stafett.gateway.grpc_peer import GrpcPeers
 from stafett.gateway.ports import PeerReader
@@ -21,18 +22,28 @@ from tests.unit.gateway.cluster import CHUNK, FakePeers, Script, content_of
 
 CONTENT = content_of(5 * CHUNK + 1)
 D = Digest.of(CONTENT)
-ABSENT = Digest.of(b"absent")
+REFUSALS: tuple[StafettError, ...] = (
+    BlobUnknown(D),
+    Overloaded("streams", 1),
+    Draining(),
+    RangeUnsatisfiable(1),
+    Unavailable("disk", "gone"),
+)
 
 
 @dataclass
 class Subject:
-    """A reader with two nodes: one that has the blob, one that breaks after a chunk."""
+    """A reader, and nodes: one that has the blob, one that breaks after a chunk, and some that refuse."""
 
     reader: PeerReader
     good: Node
     broken: Node
-    absent: Node
+    refusing: Mapping[type[StafettError], Node]
     open_reads: Callable[[], int]
+
+
+def _given(error: StafettError, name: str) -> StafettError:
+    return error
 
 
 @asynccontextmanager
@@ -41,26 +52,29 @@ async def scripted() -> AsyncIterator[Subject]:
         {
             "good": Script(CONTENT),
             "broken": Script(CONTENT, breaks_at=CHUNK),
-            "absent": Script(CONTENT, breaks_at=0, error=lambda name: BlobUnknown(D)),
+            **{type(error).__name__: Script(CONTENT, breaks_at=0, error=partial(_given, error)) for error in REFUSALS},
         }
     )
-    good, broken, absent = (Node(name, 1, Address(name, 1)) for name in ("good", "broken", "absent"))
-    yield Subject(peers, good, broken, absent, lambda: peers.open_now)
+    good, broken = (Node(name, 1, Address(name, 1)) for name in ("good", "broken"))
+    refusing = {type(error): Node(type(error).__name__, 1, Address("refusing", 1)) for error in REFUSALS}
+    yield Subject(peers, good, broken, refusing, lambda: peers.open_now)
 
 
 @asynccontextmanager
 async def over_grpc() -> AsyncIterator[Subject]:
-    good, broken, absent = Peer("good", {D: CONTENT}), Peer("broken", {D: CONTENT}, broken_after(CHUNK)), Peer("absent")
+    good, broken = Peer("good", {D: CONTENT}), Peer("broken", {D: CONTENT}, broken_after(CHUNK))
+    refusing = [Peer(type(error).__name__, {D: CONTENT}, broken_after(0, error)) for error in REFUSALS]
     servers, nodes = [], []
-    for peer in (good, broken, absent):
+    for peer in (good, broken, *refusing):
         server, _ = new_server()
         add_blob_service(server, peer)
         nodes.append(Node(peer.name, 1, Address("127.0.0.1", bind(server, Address("127.0.0.1", 0), None))))
         await server.start()
         servers.append(server)
-    reader = GrpcPeers(None)
+    reader = GrpcPeers(None, channels_max=1)
+    refusers = {type(error): node for error, node in zip(REFUSALS, nodes[2:], strict=True)}
     try:
-        yield Subject(reader, nodes[0], nodes[1], nodes[2], lambda: good.open_reads + broken.open_reads)
+        yield Subject(reader, nodes[0], nodes[1], refusers, lambda: good.open_reads + broken.open_reads)
     finally:
         await reader.close()
         for server in servers:
@@ -111,10 +125,24 @@ async def test_a_stream_that_breaks_raises_unavailable_after_the_bytes_it_had(ma
 
 
 @both
-async def test_a_node_without_the_blob_says_so(made: Made) -> None:
+@pytest.mark.parametrize("error", [type(error) for error in REFUSALS])
+async def test_a_node_tells_why_it_refuses(made: Made, error: type[StafettError]) -> None:
     async with made() as subject:
-        with pytest.raises(BlobUnknown):
-            await data_of(subject.reader.read(subject.absent, D, 0, len(CONTENT)))
+        with pytest.raises(error):
+            await data_of(subject.reader.read(subject.refusing[error], D, 0, len(CONTENT)))
+
+
+@both
+async def test_a_stream_goes_on_while_others_come_and_go_beyond_the_number_of_connections_kept(made: Made) -> None:
+    async with made() as subject, aclosing(subject.reader.read(subject.good, D, 0, len(CONTENT))) as frames:
+        received = bytearray()
+        async for frame in frames:
+            if isinstance(frame, bytes | memoryview):
+                received += frame
+            for refusing in subject.refusing.values():
+                with pytest.raises(StafettError):
+                    await data_of(subject.reader.read(refusing, D, 0, 1))
+        assert bytes(received) == CONTENT
 
 
 async def test_a_node_that_refuses_connections_is_unavailable() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import tarfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -51,6 +53,10 @@ class Host(Protocol):
         """Let one blob vanish."""
         ...
 
+    def receiving(self, digest: Digest) -> AbstractContextManager[Callable[[bytes], object]]:
+        """Start a download that never ends; what it gives takes the next bytes. Abandoned when left."""
+        ...
+
 
 class LayoutHost:
     """An OCI layout directory."""
@@ -65,6 +71,12 @@ class LayoutHost:
 
     async def lose(self, digest: Digest) -> None:
         blob_path(self.root, digest).unlink()
+
+    @contextmanager
+    def receiving(self, digest: Digest) -> Iterator[Callable[[bytes], object]]:
+        writer = oci_layout.BlobWriter(self.root, digest)
+        yield writer.write
+        writer.close()
 
 
 class ContainerdHost:
@@ -81,6 +93,16 @@ class ContainerdHost:
 
     async def lose(self, digest: Digest) -> None:
         await asyncio.to_thread(self._ctr, "content", "rm", str(digest))
+
+    @contextmanager
+    def receiving(self, digest: Digest) -> Iterator[Callable[[bytes], object]]:
+        command = self.containerd.ctr_command("content", "ingest", f"layer-{digest}")
+        with subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0) as writer:
+            assert writer.stdin is not None
+            try:
+                yield writer.stdin.write
+            finally:
+                writer.kill()
 
     def _import(self, name: str, sizes: tuple[int, ...], seed: int) -> MadeImage:
         layout = self._scratch / Digest.of(f"{name} {sizes} {seed}".encode()).hex[:16]

@@ -23,7 +23,8 @@ from stafett.node.admission import StreamSlots, Throttle
 from stafett.node.health import Tally
 from stafett.node.indexer import Indexer
 from stafett.node.servicer import BlobServicer
-from tests.integration.node.hosts import PLATFORM, LayoutHost, becomes
+from stafett.node.spoilt import IDLE_LOOKS, LOOK_SECONDS, SpoiltIngests
+from tests.integration.node.hosts import PLATFORM, LayoutHost, becomes, eventually
 
 LAYER_BYTES = 12 * 1024 * 1024
 """More than the windows on the way hold, so that a reader that pauses holds the sender up."""
@@ -85,19 +86,21 @@ async def peer(tmp_path: Path, disk: ThreadPoolExecutor) -> AsyncIterator[Peer]:
         held.digests = frozenset(blobs)
 
     indexer = Indexer(host.store, publish, 3600)
+    spoilt = SpoiltIngests(host.store)
     slots, tally = StreamSlots(SLOTS), Tally()
     server, _ = new_server()
-    add_blob_service(server, BlobServicer(NODE_ID, host.store, indexer, slots, Throttle(0), tally))
+    add_blob_service(server, BlobServicer(NODE_ID, host.store, indexer, spoilt, slots, Throttle(0), tally))
     port = bind(server, Address("127.0.0.1", 0), None)
     await server.start()
     channel = peer_channel(Address("127.0.0.1", port), None)
-    running = asyncio.create_task(indexer.run())
+    running = [asyncio.create_task(work) for work in (indexer.run(), spoilt.run())]
     try:
         await becomes(lambda: len(held.digests) == 4)
         yield Peer(host, image, content, slots, tally, channel, held)
     finally:
-        running.cancel()
-        await asyncio.wait([running])
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
         await channel.close()
         await server.stop(grace=0)
 
@@ -196,7 +199,7 @@ async def test_a_draining_node_finishes_what_it_serves_and_takes_nothing_new(pee
     assert isinstance(await anext(frames), BlobInfo)
     peer.slots.draining = True
     code, _ = await peer.refusal(peer.digest)
-    assert code is grpc.StatusCode.UNAVAILABLE
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
     assert Digest.of(joined([frame async for frame in frames])) == peer.digest
     await asyncio.wait_for(peer.slots.idle.wait(), 30)
 
@@ -216,3 +219,20 @@ async def test_too_many_or_malformed_expectations_are_refused(peer: Peer) -> Non
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.ExpectBlobs(node_pb2.ExpectBlobsRequest(digests=digests), timeout=10)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_spoilt_download_is_dropped_once_nobody_writes_it_and_no_other(peer: Peer) -> None:
+    spoilt, other = Digest.of(b"spoilt"), Digest.of(b"other")
+    stub = node_pb2_grpc.BlobServiceStub(peer.channel)
+    with peer.host.receiving(spoilt) as write, peer.host.receiving(other) as write_other:
+        write_other(b"x")
+        await stub.DiscardIngest(node_pb2.DiscardIngestRequest(digest=str(spoilt)), timeout=5)
+        for _ in range(IDLE_LOOKS * 2):
+            write(b"x")
+            await asyncio.sleep(LOOK_SECONDS * 0.8)
+        assert {ingest.digest for ingest in await peer.host.store.ingests()} == {spoilt, other}
+
+    async def dropped() -> bool:
+        return [ingest.digest for ingest in await peer.host.store.ingests()] == [other]
+
+    await eventually(dropped)

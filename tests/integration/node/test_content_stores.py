@@ -151,3 +151,29 @@ async def test_a_change_is_hinted_when_an_image_arrives(host: Host) -> None:
     await eventually(hinted_and_listed)
     await changes.aclose()
     await host.store.close()
+
+
+async def test_downloads_under_way_are_seen_as_they_grow_and_abandoned_ones_can_be_dropped(
+    host: Host, request: pytest.FixtureRequest
+) -> None:
+    if "containerd-api" in request.node.callspec.id:
+        pytest.skip("unfinished downloads cannot be read over containerd's API")
+    content = bytes(range(256)) * 16384
+    digest = Digest.of(content)
+
+    async def received() -> bytes:
+        return b"".join([each.data.read_bytes() for each in await host.store.ingests() if each.digest == digest])
+
+    async def grown() -> bool:
+        return len(await received()) >= 1_000_000
+
+    with host.receiving(digest) as write:
+        await asyncio.to_thread(write, content[:3_000_000])
+        await eventually(grown)
+        assert content.startswith(await received())
+    (abandoned,) = await host.store.ingests()
+    await host.store.abort(abandoned)
+    assert await host.store.ingests() == []
+    await host.store.abort(abandoned)
+    assert await host.store.size_of(digest) is None
+    await host.store.close()

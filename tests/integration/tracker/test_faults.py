@@ -238,7 +238,11 @@ async def test_nothing_fails_while_a_sentinel_promotes_the_replica_of_a_killed_r
             newcomer = Session(two, "newcomer")
             await newcomer.register()
             await newcomer.announce(B, reset=True)
-            assert "newcomer" in await two.holder_ids(B)
+
+            async def found() -> bool:
+                return "newcomer" in await two.holder_ids(B)
+
+            await eventually(found)
             await asyncio.sleep(5.0)  # a lease time and more
             assert fallen == [] or set(fallen) == {"newcomer"}
             assert {node.state for node in (await one.nodes()).values() if node.id != "newcomer"} == {NodeState.READY}

@@ -78,7 +78,7 @@ ME = Asking("me", Topology("eu", "a", "k"))
 
 
 @given(holders, asking, beliefs, views, algorithms, st.integers())
-def test_only_ready_complete_others_are_chosen_by_the_newest_belief(
+def test_only_complete_others_in_service_are_chosen_by_the_newest_belief(
     found: list[Holder],
     me: Asking,
     believed: dict[str, Node],
@@ -86,10 +86,12 @@ def test_only_ready_complete_others_are_chosen_by_the_newest_belief(
     algorithm: Algorithm,
     seed: int,
 ) -> None:
-    for candidate in ranked(found, me, seen, believed, algorithm, seed):
+    order = ranked(found, me, seen, believed, algorithm, seed)
+    assert len({candidate.node.state for candidate in order}) <= 1, "suspects only where nobody is READY"
+    for candidate in order:
         assert candidate.holder.complete
         assert candidate.node.id != me.node_id
-        assert candidate.node.state is NodeState.READY
+        assert candidate.node.state in (NodeState.READY, NodeState.SUSPECT)
         if candidate.node.id in believed:
             assert candidate.node.rank >= believed[candidate.node.id].rank, "an older description is never dialled"
 
@@ -99,8 +101,10 @@ def test_nobody_is_lost_or_offered_twice_and_the_failing_come_last(
     found: list[Holder], me: Asking, seen: dict[str, PeerView], algorithm: Algorithm, seed: int
 ) -> None:
     order = ranked(found, me, seen, algorithm=algorithm, seed=seed)
-    ready = {h.node.id for h in found if h.complete and h.node.state is NodeState.READY} - {me.node_id}
-    assert sorted(candidate.node.id for candidate in order) == sorted(ready)
+    others = [holder for holder in found if holder.complete and holder.node.id != me.node_id]
+    ready = {holder.node.id for holder in others if holder.node.state is NodeState.READY}
+    suspect = {holder.node.id for holder in others if holder.node.state is NodeState.SUSPECT}
+    assert sorted(candidate.node.id for candidate in order) == sorted(ready or suspect)
     assert [candidate.failing for candidate in order] == sorted(candidate.failing for candidate in order)
 
 

@@ -36,11 +36,9 @@ def test_chosen_holders_can_serve_and_come_nearest_first(
     known = {f"n{i}": member(f"n{i}", place, state, now) for i, (place, state, now, _) in enumerate(drawn)}
     entries = [entry(f"n{i}", complete=complete) for i, (_, _, _, complete) in enumerate(drawn)]
     chosen = choose([*entries, entry("unknown")], known, "n0", HERE, most, random.Random(seed))
-    fit = [
-        found
-        for node_id, found in known.items()
-        if found.node.state is NodeState.READY and found.incarnation == 1 and node_id != "n0"
-    ]
+    others = [found for node_id, found in known.items() if found.incarnation == 1 and node_id != "n0"]
+    ready = [found for found in others if found.node.state is NodeState.READY]
+    fit = ready or [found for found in others if found.node.state is NodeState.SUSPECT]
     assert len(chosen) == min(most, len(fit))
     assert {holder.node.id for holder in chosen} <= {found.node.id for found in fit}
     tiers = [tier_between(HERE, holder.node.topology) for holder in chosen]
