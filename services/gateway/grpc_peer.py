@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -95,22 +95,22 @@ class OwnNode:
     async def expect(self, digests: Sequence[Digest]) -> None:
         """Tell the node what its host is pulling. Raises Unavailable: if it is away."""
         request = node_pb2.ExpectBlobsRequest(digests=[str(digest) for digest in digests])
-        try:
-            await self._stub.ExpectBlobs(request, timeout=OWN_NODE_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            raise errors.Unavailable("own node", error.code().name) from error
+        await self._tell(self._stub.ExpectBlobs(request, timeout=OWN_NODE_SECONDS))
 
     async def discard_ingest(self, digest: Digest) -> None:
         """Tell the node that what its host has received of a blob is wrong. Raises Unavailable: if it is away."""
         request = node_pb2.DiscardIngestRequest(digest=str(digest))
-        try:
-            await self._stub.DiscardIngest(request, timeout=OWN_NODE_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            raise errors.Unavailable("own node", error.code().name) from error
+        await self._tell(self._stub.DiscardIngest(request, timeout=OWN_NODE_SECONDS))
 
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()
+
+    async def _tell(self, call: Awaitable[object]) -> None:
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            raise errors.Unavailable("own node", error.code().name) from error
 
 
 def _translated(error: grpc.aio.AioRpcError, node_id: str, digest: Digest) -> errors.StafettError:

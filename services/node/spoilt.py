@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import dataclass
 from typing import NoReturn
 
 import structlog
@@ -21,49 +22,71 @@ log = structlog.get_logger()
 LOOK_SECONDS = 0.5
 IDLE_LOOKS = 6
 """Unchanged for so many looks: nobody writes it."""
-LOOKS = 120
-"""Forgotten after so many; by then the puller has given up, or what it goes on with is its own affair."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a look at an ingest's file saw, and how many looks before it had seen just the same."""
+
+    inode: int
+    size_bytes: int
+    unchanged: int = 0
 
 
 class SpoiltIngests:
-    """Digests whose ingests are to go."""
+    """The ingests that are to go: those of a digest that are there when it is named, and none begun afresh later."""
 
     def __init__(self, store: ContentStore) -> None:
         self._store = store
-        self._looks_left: dict[Digest, int] = {}
-        self._seen: dict[Ingest, tuple[tuple[int, int, int], int]] = {}
+        self._named: set[Digest] = set()
+        self._watched: dict[Ingest, _Look] = {}
         self._wakened = asyncio.Event()
 
     def discard(self, digest: Digest) -> None:
         """Abort the ingests of a digest when they have become idle."""
-        self._looks_left[digest] = LOOKS
+        self._named.add(digest)
         self._wakened.set()
 
     async def run(self) -> NoReturn:
-        """Look, as long as there is something to look for."""
+        """Look, as long as there is something to look at."""
         while True:
             await self._wakened.wait()
             try:
-                await self._look()
+                await self._find_named()
+                for ingest, before in list(self._watched.items()):
+                    await self._look(ingest, before)
             except Unavailable as error:
                 log.info("ingests_not_seen", part=error.part, reason=error.reason)
-            self._looks_left = {digest: left - 1 for digest, left in self._looks_left.items() if left > 1}
-            if not self._looks_left:
+            if not self._named and not self._watched:
                 self._wakened.clear()
-                self._seen.clear()
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _look(self) -> None:
+    async def _find_named(self) -> None:
+        if not self._named:
+            return
         for ingest in await self._store.ingests():
-            if ingest.digest not in self._looks_left:
-                continue
-            try:
-                status = os.stat(ingest.data)
-            except OSError:
-                continue
-            now = (status.st_ino, status.st_size, status.st_mtime_ns)
-            before, looks = self._seen.get(ingest, (now, 0))
-            self._seen[ingest] = (now, looks + 1 if now == before else 0)
-            if now == before and looks >= IDLE_LOOKS:
-                log.warning("ingest_dropped", digest=str(ingest.digest), owner=ingest.owner, reason="wrong bytes")
-                await self._store.abort(ingest)
+            look = _look_at(ingest)
+            if ingest.digest in self._named and look is not None:
+                self._watched[ingest] = look
+        self._named.clear()
+
+    async def _look(self, ingest: Ingest, before: _Look) -> None:
+        now = _look_at(ingest)
+        if now is None or now.inode != before.inode or now.size_bytes < before.size_bytes:
+            del self._watched[ingest]  # it is gone, or was started again from nothing
+        elif now.size_bytes > before.size_bytes:
+            self._watched[ingest] = now
+        elif before.unchanged < IDLE_LOOKS:
+            self._watched[ingest] = _Look(now.inode, now.size_bytes, before.unchanged + 1)
+        else:
+            log.warning("ingest_dropped", digest=str(ingest.digest), owner=ingest.owner, reason="wrong bytes")
+            await self._store.abort(ingest)
+            del self._watched[ingest]
+
+
+def _look_at(ingest: Ingest) -> _Look | None:
+    try:
+        status = os.stat(ingest.data)
+    except OSError:
+        return None
+    return _Look(status.st_ino, status.st_size)

@@ -236,3 +236,7 @@ async def test_a_spoilt_download_is_dropped_once_nobody_writes_it_and_no_other(p
         return [ingest.digest for ingest in await peer.host.store.ingests()] == [other]
 
     await eventually(dropped)
+    with peer.host.receiving(spoilt) as write_afresh:
+        write_afresh(b"x")
+        await asyncio.sleep(LOOK_SECONDS * (IDLE_LOOKS + 3))
+        assert {ingest.digest for ingest in await peer.host.store.ingests()} == {spoilt, other}
