@@ -1,0 +1,314 @@
+"""Decides from whom a host gets a blob: a node that has it, one that is receiving it, or upstream (a claim). Pure.
+
+A claim goes to one host at a time, only with an open download, and is kept by growth. While the first byte is awaited
+all others wait, until a deadline that they share; then everybody is refused for a while. If the claim is lost, the host
+that has most goes on from its own last byte, and the others follow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from stafett.common.topology import Topology
+from stafett.tracker.relay_placement import Openings, in_order
+from stafett.tracker.relay_tree import NO_PARENT, Claim, Seat, Tree
+
+FIRST_BYTE_SECONDS = 10.0
+"""After the first grant; then a digest without a byte is overdue."""
+OVERDUE_SECONDS = 30.0
+GROWTH_SECONDS = 10.0
+"""A claim that brings nothing for so long is lost."""
+SILENT_CLAIMANT_SECONDS = 1.5
+"""The same at once if a follower says that the claimant failed it, and nobody has heard of that one for so long."""
+FRUITLESS_CLAIMS = 2
+FRUITLESS_SECONDS = 5.0
+UNSEEN_SECONDS = 20.0
+DONE_SECONDS = 30.0
+HEIR_SECONDS = 5.0
+STAY_SECONDS = 1.0
+"""A host tells how far it is this often; less often in trees of many."""
+STAYS_PER_SECOND = 500
+SLOW_SHARE = 0.5
+SLOW_LAG_SECONDS = 1.0
+
+
+class Phase(Enum):
+    """What a host is doing, see `RelayPhase` in tracker.proto."""
+
+    ENTER = 1
+    STAY = 2
+    DONE = 3
+    LEAVE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a host tells, see `RelayRequest`. `left` maps parents it has turned away from to whether they failed."""
+
+    node_id: str
+    place: Topology
+    phase: Phase
+    received_bytes: int = 0
+    size_bytes: int = 0
+    ingest_open: bool = False
+    parent: str = NO_PARENT
+    token: int = 0
+    left: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Get the bytes from this node."""
+
+    parent: str
+    complete: bool
+    ancestors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Get the bytes from upstream."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Ask again: the first bytes are awaited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Get the bytes elsewhere."""
+
+    reason: str
+
+
+Answer = Follow | Fetch | Wait | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is believed of the cluster now (Unix seconds): who serves, who has the whole blob, who should be a leaf."""
+
+    now: float
+    in_service: Callable[[str], bool]
+    complete: Mapping[str, Topology]
+    unsteady: Collection[str] = ()
+
+
+def decide(tree: Tree, asks: Sequence[Ask], view: View) -> dict[str, Answer]:
+    """Answer all who ask at the same moment, by node id; those who need a parent are placed together."""
+    _tidy(tree, view)
+    answers: dict[str, Answer] = {}
+    homeless: dict[str, Ask] = {}
+    for ask in asks:
+        answer = _settled(tree, ask, view)
+        if answer is None:
+            homeless[ask.node_id] = ask
+        else:
+            answers[ask.node_id] = answer
+    if homeless:
+        openings = Openings(tree, view.complete, view.in_service, len(homeless))
+        for node_id in in_order(((ask.node_id, ask.place) for ask in homeless.values()), view.unsteady):
+            answers[node_id] = _place(tree, homeless[node_id], view, openings)
+    return answers
+
+
+def stay_seconds(tree: Tree) -> float:
+    """How long until a host tells again how far it is."""
+    return max(STAY_SECONDS, len(tree.seats) / STAYS_PER_SECOND)
+
+
+def idle(tree: Tree, now: float) -> bool:
+    """Tell whether nothing is worth remembering any more."""
+    return not tree.seats and now >= tree.refused_until
+
+
+def _tidy(tree: Tree, view: View) -> None:
+    """Forget hosts that nobody has heard of, and a claim that is lost."""
+    unseen = UNSEEN_SECONDS + 4 * stay_seconds(tree)
+    for node_id, seat in list(tree.seats.items()):
+        if view.now - seat.seen_at > (DONE_SECONDS if seat.done else unseen):
+            tree.remove(node_id)
+    claim = tree.claim
+    if claim is None:
+        return
+    stale = view.now - claim.grew_at > GROWTH_SECONDS
+    if stale or claim.node_id not in tree.seats or not view.in_service(claim.node_id):
+        _lose_claim(tree, view.now)
+    elif tree.awaited_since and view.now - tree.awaited_since > FIRST_BYTE_SECONDS:
+        _lose_claim(tree, view.now)
+        _refuse(tree, view.now + OVERDUE_SECONDS)
+
+
+def _lose_claim(tree: Tree, now: float) -> None:
+    claim = tree.claim
+    if claim is None:
+        return
+    tree.set_claim(None)
+    if claim.fruitless:
+        tree.fruitless_claims += 1
+        if tree.fruitless_claims >= FRUITLESS_CLAIMS:
+            _refuse(tree, now + FRUITLESS_SECONDS)
+
+
+def _refuse(tree: Tree, until: float) -> None:
+    tree.refused_until = until
+    tree.awaited_since = 0.0
+    tree.fruitless_claims = 0
+
+
+def _settled(tree: Tree, ask: Ask, view: View) -> Answer | None:
+    """Note what a host tells; answer it unless it needs a parent."""
+    if ask.phase is Phase.LEAVE:
+        if tree.claim and tree.claim.node_id == ask.node_id:
+            _lose_claim(tree, view.now)
+        tree.remove(ask.node_id)
+        return Refused("it has left")
+    before = tree.seats[ask.node_id].received_bytes if ask.node_id in tree.seats else 0
+    seat = _seat(tree, ask, view.now)
+    for node_id, failed in ask.left.items():
+        _note_left(tree, node_id, failed, view)
+    claim = tree.claim if tree.claim and tree.claim.node_id == ask.node_id else None
+    if claim and (ask.phase is Phase.DONE or ask.received_bytes > max(before, claim.from_bytes)):
+        _note_growth(tree, claim, view.now)
+    if ask.phase is Phase.DONE:
+        _finish(tree, ask.node_id, seat)
+        return Refused("it has all of it")
+    if claim:
+        return Fetch(claim.token)
+    if ask.phase is Phase.STAY and _may_stay(tree, ask, view):
+        return Follow(seat.parent, seat.parent in view.complete, tree.ancestors(seat.parent))
+    return None
+
+
+def _finish(tree: Tree, node_id: str, seat: Seat) -> None:
+    seat.done, seat.received_bytes = True, max(tree.size_bytes, seat.received_bytes)
+    tree.changed.add(node_id)
+    tree.attach(node_id, NO_PARENT)
+    if tree.claim and tree.claim.node_id == node_id:
+        tree.set_claim(None)
+
+
+def _seat(tree: Tree, ask: Ask, now: float) -> Seat:
+    """Find a host's seat, or make one; note how far the host is, and how fast it got there."""
+    tree.size_bytes = max(tree.size_bytes, ask.size_bytes)
+    seat = tree.seats.get(ask.node_id)
+    if seat is None:
+        parent = NO_PARENT if ask.parent in tree.below(ask.node_id) else ask.parent
+        seat = tree.sit(ask.node_id, Seat(ask.place, parent, ask.received_bytes, seen_at=now))
+    elif ask.phase is Phase.STAY and now - seat.seen_at >= STAY_SECONDS / 2:
+        seat.bytes_per_second = max(0, ask.received_bytes - seat.received_bytes) / (now - seat.seen_at)
+        seat.received_bytes = ask.received_bytes
+        seat.seen_at = now
+        if ask.parent and ask.parent != seat.parent and ask.parent not in tree.below(ask.node_id):
+            tree.attach(ask.node_id, ask.parent)
+    else:
+        seat.received_bytes = max(seat.received_bytes, ask.received_bytes)
+        seat.seen_at = now
+    seat.done = False
+    return seat
+
+
+def _note_left(tree: Tree, node_id: str, failed: bool, view: View) -> None:
+    """Nobody new follows who was left, but a claimant that had nothing new for long: that is upstream's fault."""
+    seat = tree.seats.get(node_id)
+    if seat is None:
+        return
+    fetching = tree.claim is not None and tree.claim.node_id == node_id
+    if not seat.blocked and not seat.done and (failed or not fetching):
+        seat.blocked = True
+        tree.changed.add(node_id)
+    if failed and fetching and view.now - seat.seen_at > SILENT_CLAIMANT_SECONDS:
+        _lose_claim(tree, view.now)
+
+
+def _note_growth(tree: Tree, claim: Claim, now: float) -> None:
+    tree.set_claim(replace(claim, grew_at=max(now, claim.granted_at + 1e-6)))
+    tree.awaited_since = 0.0
+    tree.fruitless_claims = 0
+
+
+def _may_stay(tree: Tree, ask: Ask, view: View) -> bool:
+    """Tell whether a host keeps its parent: one that is in service, and not the reason why it is slow."""
+    parent_id = tree.seats[ask.node_id].parent
+    if parent_id in (NO_PARENT, *ask.left) or not view.in_service(parent_id):
+        return False
+    parent = tree.seats.get(parent_id)
+    if parent is None or parent_id in view.complete or not _falls_behind(tree, parent):
+        return True
+    parent.blocked = True
+    tree.changed.add(parent_id)
+    return False
+
+
+def _falls_behind(tree: Tree, seat: Seat) -> bool:
+    """Tell whether a host gets the blob so much more slowly than its own parent that its followers had better move."""
+    source = tree.seats.get(seat.parent)
+    if source is None or source.done or seat.done:
+        return False
+    sharing = max(1, len(tree.children(seat.parent)))
+    lag = source.received_bytes - seat.received_bytes
+    behind = lag > SLOW_LAG_SECONDS * source.bytes_per_second
+    return behind and 0 < seat.bytes_per_second < SLOW_SHARE * source.bytes_per_second / sharing
+
+
+def _place(tree: Tree, ask: Ask, view: View, openings: Openings) -> Answer:
+    claimant = tree.claim.node_id if tree.claim else NO_PARENT
+    left = {node_id for node_id, failed in ask.left.items() if failed or node_id != claimant}
+    barred = tree.below(ask.node_id) | left
+    parent = openings.take(ask.place, barred)
+    if parent is not None:
+        return _attach(tree, ask, parent, view, openings)
+    seat = tree.seats[ask.node_id]
+    if ask.phase is Phase.STAY and seat.parent != NO_PARENT:
+        return Follow(seat.parent, complete=False, ancestors=tree.ancestors(seat.parent))
+    if tree.claim is not None:
+        tree.attach(ask.node_id, NO_PARENT)
+        return Wait()
+    if view.now < tree.refused_until:
+        return Refused("nobody has it, and upstream did not deliver it a moment ago")
+    heir = _heir(tree, ask, view, barred)
+    if heir is not None:
+        return _attach(tree, ask, heir, view, openings)
+    return _grant(tree, ask, view, openings) if ask.ingest_open else Refused("nobody has it")
+
+
+def _grant(tree: Tree, ask: Ask, view: View, openings: Openings) -> Fetch:
+    tree.token += 1
+    tree.attach(ask.node_id, NO_PARENT)
+    tree.set_claim(Claim(ask.node_id, tree.token, ask.received_bytes, view.now, view.now))
+    if ask.received_bytes:
+        openings.add(ask.node_id, ask.place, NO_PARENT)
+    elif view.now - tree.awaited_since > FIRST_BYTE_SECONDS:
+        tree.awaited_since = view.now
+    return Fetch(tree.token)
+
+
+def _attach(tree: Tree, ask: Ask, parent: str, view: View, openings: Openings) -> Follow:
+    tree.attach(ask.node_id, parent)
+    if not tree.seats[ask.node_id].blocked:
+        openings.add(ask.node_id, ask.place, parent)
+    return Follow(parent, parent in view.complete or _is_done(tree, parent), tree.ancestors(parent))
+
+
+def _is_done(tree: Tree, node_id: str) -> bool:
+    seat = tree.seats.get(node_id)
+    return seat is not None and seat.done
+
+
+def _heir(tree: Tree, ask: Ask, view: View, barred: Collection[str]) -> str | None:
+    """Find who has more than the asker and will be the next to fetch from upstream."""
+    ahead = [
+        (seat.received_bytes, node_id)
+        for node_id, seat in tree.seats.items()
+        if seat.received_bytes > ask.received_bytes
+        and node_id not in barred
+        and not seat.blocked
+        and view.now - seat.seen_at < HEIR_SECONDS
+        and view.in_service(node_id)
+    ]
+    return max(ahead)[1] if ahead else None

@@ -1,0 +1,151 @@
+"""Where in a tree a host is put: wide or deep, which parent. Pure; the simulator runs the same code.
+
+With links of B bytes/s both ways a parent with f followers gives each B/f, so a tree takes about f x S/B + h x depth
+for a blob of S bytes, with a delay of h per hop: chains for large blobs, wide trees for small ones. A zone is entered
+once: whoever has someone of its own zone in the tree gets the bytes there.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Container, Iterable, Mapping
+
+from stafett.common.topology import Topology
+from stafett.tracker.relay_tree import Tree
+
+HOP_SECONDS = 0.02
+"""What a hop adds, as the relay benchmark measures it."""
+LINK_BYTES_PER_SECOND = 125_000_000.0
+"""Taken for B: 1 Gbit/s. The shape depends on it only as S/B is to h, so a factor of a few matters little."""
+FAN_OUT_MAX = 16
+BLOCKED_SHARE = 0.5
+"""What a slow or failing follower costs its parent, of what another one does."""
+
+
+def fan_out(size_bytes: int, hosts: int) -> int:
+    """Choose how many followers a parent gets: the f that minimises f x S/B + h x depth of a tree of so many hosts."""
+    seconds = size_bytes / LINK_BYTES_PER_SECOND
+
+    def cost(f: int) -> float:
+        depth = hosts if f == 1 else math.log(hosts * (f - 1) + 1, f)
+        return f * seconds + HOP_SECONDS * depth
+
+    return min(range(1, FAN_OUT_MAX + 1), key=cost)
+
+
+class Openings:
+    """The parents that a tree offers now, best first; made anew for each batch of askers."""
+
+    def __init__(
+        self, tree: Tree, complete: Mapping[str, Topology], in_service: Callable[[str], bool], newcomers: int
+    ) -> None:
+        self._tree = tree
+        self._loads: dict[str, float] = {}
+        self._depths: dict[str, int] = {}
+        self._places: dict[str, Topology] = {}
+        self._by_zone: dict[Topology, list[tuple[bool, float, int, str]]] = {}
+        receiving = sum(1 for seat in tree.seats.values() if not seat.done)
+        self.fan_out = fan_out(tree.size_bytes, max(2, receiving + newcomers))
+        for node_id, depth in tree.outward(_roots(tree, complete)):
+            seat = tree.seats.get(node_id)
+            if not in_service(node_id) or (seat and seat.blocked and node_id not in complete):
+                continue
+            self._places[node_id] = seat.place if seat else complete[node_id]
+            self._loads[node_id] = sum(_weight(tree, child) for child in tree.children(node_id))
+            self._depths[node_id] = depth
+            self._offer(node_id)
+
+    def __bool__(self) -> bool:
+        return bool(self._loads)
+
+    def take(self, place: Topology, barred: Container[str]) -> str | None:
+        """Choose a parent for a host at a place, and count it as taken; None if all are barred.
+
+        In its own zone if that is in the tree, else the nearest with room; in its own rack before another.
+        """
+        zone = _zone(place)
+        for distance in range(3):
+            zones = [other for other in self._by_zone if _distance(zone, other) == distance]
+            best = min(filter(None, (self._best(other, place, barred) for other in zones)), default=None)
+            if best is not None:
+                node_id = best[-1]
+                self._loads[node_id] += 1
+                self._offer(node_id)
+                return node_id
+        return None
+
+    def add(self, node_id: str, place: Topology, parent: str) -> None:
+        """Offer a host that has just been placed below a parent."""
+        self._places[node_id] = place
+        self._loads[node_id] = sum(_weight(self._tree, child) for child in self._tree.children(node_id))
+        self._depths[node_id] = self._depths.get(parent, 0) + 1
+        self._offer(node_id)
+
+    def _offer(self, node_id: str) -> None:
+        heapq.heappush(self._by_zone.setdefault(_zone(self._places[node_id]), []), self._key(node_id))
+
+    def _key(self, node_id: str) -> tuple[bool, float, int, str]:
+        load = self._loads[node_id]
+        full = load >= self.fan_out
+        return full, load if full else 0.0, self._depths[node_id], node_id
+
+    def _best(
+        self, zone: Topology, place: Topology, barred: Container[str]
+    ) -> tuple[bool, bool, float, int, str] | None:
+        """Best of a zone: with room, in the same rack, least loaded, nearest to the root."""
+        offers = self._by_zone[zone]
+        aside: list[tuple[bool, float, int, str]] = []
+        best: tuple[bool, bool, float, int, str] | None = None
+        looked_at = 0
+        while offers and looked_at < _LOOK_AT:
+            full, load, depth, node_id = offer = heapq.heappop(offers)
+            if offer != self._key(node_id):
+                continue
+            aside.append(offer)
+            if node_id in barred:
+                continue
+            looked_at += 1
+            candidate = (full, self._places[node_id].rack != place.rack, load, depth, node_id)
+            best = candidate if best is None else min(best, candidate)
+            if full and not best[0]:
+                break
+        for offer in aside:
+            heapq.heappush(offers, offer)
+        return best
+
+
+_LOOK_AT = 64
+"""So many offers of a zone are compared for the sake of racks."""
+
+
+def _roots(tree: Tree, complete: Mapping[str, Topology]) -> list[str]:
+    done = [node_id for node_id, seat in tree.seats.items() if seat.done and node_id not in complete]
+    fetching = [tree.claim.node_id] if tree.claim and _has_bytes(tree, tree.claim.node_id) else []
+    return [*complete, *done, *(node_id for node_id in fetching if node_id not in complete)]
+
+
+def _has_bytes(tree: Tree, node_id: str) -> bool:
+    seat = tree.seats.get(node_id)
+    return seat is not None and seat.received_bytes > 0
+
+
+def _weight(tree: Tree, node_id: str) -> float:
+    seat = tree.seats.get(node_id)
+    if seat is None or seat.done:
+        return 0.0
+    return BLOCKED_SHARE if seat.blocked else 1.0
+
+
+def _distance(zone: Topology, other: Topology) -> int:
+    """0 in the same zone, 1 in the same region, 2 elsewhere."""
+    return 0 if zone == other else 1 if zone.region == other.region else 2
+
+
+def _zone(place: Topology) -> Topology:
+    return Topology(place.region, place.zone)
+
+
+def in_order(places: Iterable[tuple[str, Topology]], last: Container[str]) -> list[str]:
+    """Put hosts that ask together in the order in which they are placed: rack by rack, the unsteady ones at the end."""
+    return [node_id for node_id, place in sorted(places, key=lambda each: (each[0] in last, each[1], each[0]))]
