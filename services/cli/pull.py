@@ -126,7 +126,7 @@ async def _fetch(
 ) -> None:
     async with slots:
         while True:
-            writer = oci_layout.BlobWriter(layout, blob.digest)
+            writer = oci_layout.BlobWriter(layout, blob.digest, blob.size_bytes)
             # What an earlier pull left can be wrong: that is no reason to fail, only to begin anew, once.
             continued = writer.offset > 0
             try:

@@ -29,30 +29,15 @@ def read_frames(channel: grpc.aio.Channel) -> ReadFrames:
 def add_blob_service(server: grpc.aio.Server, servicer: Any) -> None:
     """Register a BlobService whose Read yields frames (`blob_codec.Frame`) instead of messages."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        "Stat": grpc.unary_unary_rpc_method_handler(
-            servicer.Stat,
-            request_deserializer=node_pb2.StatRequest.FromString,
-            response_serializer=node_pb2.StatResponse.SerializeToString,
-        ),
-        "Read": grpc.unary_stream_rpc_method_handler(
-            servicer.Read,
-            request_deserializer=node_pb2.ReadRequest.FromString,
-            response_serializer=encode_frame,
-        ),
-        "ExpectBlobs": grpc.unary_unary_rpc_method_handler(
-            servicer.ExpectBlobs,
-            request_deserializer=node_pb2.ExpectBlobsRequest.FromString,
-            response_serializer=node_pb2.ExpectBlobsResponse.SerializeToString,
-        ),
-        "DiscardIngest": grpc.unary_unary_rpc_method_handler(
-            servicer.DiscardIngest,
-            request_deserializer=node_pb2.DiscardIngestRequest.FromString,
-            response_serializer=node_pb2.DiscardIngestResponse.SerializeToString,
-        ),
-        "VerifyBlob": grpc.unary_unary_rpc_method_handler(
-            servicer.VerifyBlob,
-            request_deserializer=node_pb2.VerifyBlobRequest.FromString,
-            response_serializer=node_pb2.VerifyBlobResponse.SerializeToString,
-        ),
+        method.name: grpc.unary_unary_rpc_method_handler(
+            getattr(servicer, method.name),
+            request_deserializer=getattr(node_pb2, method.input_type.name).FromString,
+            response_serializer=getattr(node_pb2, method.output_type.name).SerializeToString,
+        )
+        for method in node_pb2.DESCRIPTOR.services_by_name["BlobService"].methods
+        if method.name != "Read" and hasattr(servicer, method.name)
     }
+    handlers["Read"] = grpc.unary_stream_rpc_method_handler(
+        servicer.Read, request_deserializer=node_pb2.ReadRequest.FromString, response_serializer=encode_frame
+    )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(BLOB_SERVICE, handlers),))

@@ -37,6 +37,12 @@ class Address:
         """Format as a gRPC target or URL authority; IPv6 addresses get brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @classmethod
+    def of_target(cls, target: str) -> Address:
+        """Parse what `target` gives."""
+        host, _, port = target.rpartition(":")
+        return cls(host.strip("[]"), int(port))
+
 
 @dataclass(frozen=True, slots=True)
 class HealthSample:

@@ -111,6 +111,14 @@ class Draining(StafettError):
         super().__init__("the node is draining and takes no new streams")
 
 
+class WouldCircle(StafettError):
+    """The node itself gets the blob from the reader, directly or through others."""
+
+    def __init__(self, reader: str) -> None:
+        super().__init__(f"this node gets the blob from {reader[:100]!r}, which cannot follow it")
+        self.reader = reader
+
+
 class SessionLost(StafettError):
     """A session's lease has run out or a newer session of the node exists: register again."""
 

@@ -32,6 +32,7 @@ STATUS_OF: dict[type[errors.StafettError], grpc.StatusCode] = {
     errors.NotServed: grpc.StatusCode.NOT_FOUND,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Draining: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.WouldCircle: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SessionLost: grpc.StatusCode.ABORTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.CorruptContent: grpc.StatusCode.DATA_LOSS,

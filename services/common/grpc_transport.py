@@ -53,7 +53,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 _TRACKER_SERVICE = "stafett.api.v1.TrackerService"
-_TRACKER_UNARY = ("Locate", "ResolveTag", "ListNodes", "ListImages")
+_TRACKER_UNARY = ("Locate", "Relay", "ResolveTag", "ListNodes", "ListImages")
 _TRACKER_SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "healthCheckConfig": {"serviceName": _TRACKER_SERVICE},
@@ -131,7 +131,7 @@ def tracker_channel(target: str, tls: TlsFiles | None) -> grpc.aio.Channel:
 
 
 def peer_channel(address: Address, tls: TlsFiles | None) -> grpc.aio.Channel:
-    """Open a channel to one node's BlobService."""
+    """Open a channel to one node's BlobService, or to one tracker."""
     return _channel(address.target(), tls, list(_CHANNEL_OPTIONS))
 
 

@@ -109,15 +109,18 @@ def remove_image(root: Path, name: str) -> None:
 class BlobWriter:
     """Receives one blob in order and commits it when its digest is right. Not safe for two writers of one digest.
 
-    An earlier unfinished file is continued: `offset` tells from where.
+    An earlier unfinished file is continued: `offset` tells from where. The size, where it is known, is noted beside the
+    file for those who read it while it grows.
     """
 
-    def __init__(self, root: Path, digest: Digest) -> None:
+    def __init__(self, root: Path, digest: Digest, size_bytes: int = 0) -> None:
         self._root = root
         self._digest = digest
         self.path = root / "ingest" / digest.hex
         self.path.parent.mkdir(exist_ok=True)
         self._hash = hashlib.sha256()
+        if size_bytes:
+            _size_note(self.path).write_text(str(size_bytes), "ascii")
         self.offset = self._load_prefix()
         self._file = self.path.open("ab", buffering=0)
 
@@ -134,6 +137,7 @@ class BlobWriter:
             CorruptContent: if the bytes are wrong; what was received is dropped.
         """
         self._file.close()
+        _size_note(self.path).unlink(missing_ok=True)
         if self._hash.hexdigest() != self._digest.hex:
             self.path.unlink()
             raise CorruptContent(self._digest, "the download")
@@ -154,6 +158,18 @@ class BlobWriter:
                 return received.tell()
         except FileNotFoundError:
             return 0
+
+
+def expected_size(unfinished: Path) -> int:
+    """Tell the size that a file under way will have; 0 if nobody noted it."""
+    try:
+        return int(_size_note(unfinished).read_text("ascii"))
+    except (OSError, ValueError):
+        return 0
+
+
+def _size_note(unfinished: Path) -> Path:
+    return unfinished.with_suffix(".size")
 
 
 def _image(entry: object, modified_ms: int) -> LayoutImage | None:

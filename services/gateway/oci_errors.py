@@ -21,6 +21,7 @@ STATUS_AND_CODE: dict[type[errors.StafettError], tuple[int, str]] = {
     # 503 and never 429, which containerd retries on the same host without any pause.
     errors.Overloaded: (503, "TOOMANYREQUESTS"),
     errors.Draining: (503, "TOOMANYREQUESTS"),
+    errors.WouldCircle: (404, "BLOB_UNKNOWN"),
     errors.SessionLost: (404, "BLOB_UNKNOWN"),
     errors.Unavailable: (404, "BLOB_UNKNOWN"),
     errors.CorruptContent: (404, "BLOB_UNKNOWN"),

@@ -25,6 +25,7 @@ from stafett.node.servicer import BlobServicer
 from stafett.node.session import Identity, SessionThread
 from stafett.node.settings import NodeSettings
 from stafett.node.spoilt import SpoiltIngests
+from stafett.node.unfinished import Unfinished
 
 log = structlog.get_logger()
 
@@ -63,9 +64,9 @@ async def serve(settings: NodeSettings, stopping: asyncio.Event) -> None:
         lambda draining: loop.call_soon_threadsafe(slots.order_drain, draining),
     )
     indexer = Indexer(store, session.publish, settings.relist_interval_seconds)
-    spoilt = SpoiltIngests(store)
+    spoilt, unfinished = SpoiltIngests(store), Unfinished(store, disk)
     throttle = Throttle(settings.upload_limit_bytes_per_second)
-    add_blob_service(server, BlobServicer(settings.node_id, store, indexer, spoilt, slots, throttle, tally))
+    add_blob_service(server, BlobServicer(store, indexer, spoilt, unfinished, slots, throttle, tally))
     await server.start()
     session.start()
     for name in ("", BLOB_SERVICE):
@@ -73,7 +74,7 @@ async def serve(settings: NodeSettings, stopping: asyncio.Event) -> None:
     log.info("listening", host=settings.listen_host, port=port, node_id=settings.node_id)
     try:
         async with asyncio.TaskGroup() as group:
-            endless = [group.create_task(work) for work in (indexer.run(), spoilt.run())]
+            endless = [group.create_task(work) for work in (indexer.run(), spoilt.run(), unfinished.run())]
             await stopping.wait()
             slots.leave()
             session.drain()
@@ -84,6 +85,7 @@ async def serve(settings: NodeSettings, stopping: asyncio.Event) -> None:
         await asyncio.to_thread(session.stop)
         await server.stop(grace=0)
         await store.close()
+        unfinished.close()
 
 
 def _open_store(settings: NodeSettings, disk: Executor) -> ContentStore:

@@ -198,7 +198,7 @@ def _in(namespace: str) -> tuple[tuple[str, str], ...]:
 
 
 def _ingests_below(folder: Path) -> list[Ingest]:
-    """Read ingest folders: `ref` has "namespace/number/reference", a reference names the digest last."""
+    """Read ingest folders: `ref` has "namespace/number/reference", where a digest ends it, `total` the size."""
     found: list[Ingest] = []
     for path in folder.glob("*/ref"):
         try:
@@ -207,8 +207,16 @@ def _ingests_below(folder: Path) -> list[Ingest]:
             continue
         named = _DIGEST_AT_END.search(owner)
         if named and owner.count("/") >= 2:
-            found.append(Ingest(Digest.parse(named.group()), path.with_name("data"), owner))
+            size = _number_in(path.with_name("total"))
+            found.append(Ingest(Digest.parse(named.group()), path.with_name("data"), owner, size))
     return found
+
+
+def _number_in(path: Path) -> int:
+    try:
+        return int(path.read_text("ascii"))
+    except (OSError, ValueError):
+        return 0
 
 
 def _supported(text: str) -> Digest | None:

@@ -15,7 +15,7 @@ import structlog
 from stafett.common.blob_files import BlobFile, blob_path
 from stafett.common.digest import Digest
 from stafett.common.errors import DigestInvalid, Unavailable
-from stafett.common.oci_layout import read_images
+from stafett.common.oci_layout import expected_size, read_images
 from stafett.node.ports import BlobReader, Ingest, StoredImage
 
 log = structlog.get_logger()
@@ -101,7 +101,7 @@ class LayoutStore:
         found: list[Ingest] = []
         for path in (self._root / "ingest").glob("*"):
             with contextlib.suppress(DigestInvalid):
-                found.append(Ingest(Digest(path.name), path, path.name))
+                found.append(Ingest(Digest(path.name), path, path.name, expected_size(path)))
         return found
 
     def _list_images(self) -> list[StoredImage]:

@@ -11,7 +11,7 @@ import grpc
 import structlog
 
 from stafett.api.v1 import node_pb2
-from stafett.common.blob_codec import BlobInfo, Frame
+from stafett.common.blob_codec import BlobInfo, Frame, Waiting
 from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, RangeUnsatisfiable, RequestInvalid, Unavailable
 from stafett.node.admission import FrameSize, StreamSlots, Throttle
@@ -19,10 +19,12 @@ from stafett.node.health import Tally
 from stafett.node.indexer import Indexer
 from stafett.node.ports import BlobReader, ContentStore
 from stafett.node.spoilt import SpoiltIngests
+from stafett.node.unfinished import Received, Unfinished, UnfinishedBlob
 
 log = structlog.get_logger()
 
 EXPECT_MAX = 1000
+WAIT_MAX_MS = 2000
 Context = grpc.aio.ServicerContext[object, object]
 
 
@@ -31,27 +33,57 @@ class BlobServicer:
 
     def __init__(
         self,
-        node_id: str,
         store: ContentStore,
         indexer: Indexer,
         spoilt: SpoiltIngests,
+        unfinished: Unfinished,
         slots: StreamSlots,
         throttle: Throttle,
         tally: Tally,
     ) -> None:
-        self._node_id = node_id
         self._store = store
         self._indexer = indexer
         self._spoilt = spoilt
+        self._unfinished = unfinished
         self._slots = slots
         self._throttle = throttle
         self._tally = tally
 
     async def Stat(self, request: node_pb2.StatRequest, context: Context) -> node_pb2.StatResponse:  # noqa: N802
-        """Tell what is here of a blob."""
-        size = await self._size_of(Digest.parse(request.digest))
+        """Tell what is here of a blob, and wait for more where that is asked for."""
+        digest = Digest.parse(request.digest)
+        try:
+            size = await self._size_of(digest)
+        except BlobUnknown:
+            if not request.unfinished:
+                raise
+            return await self._stat_unfinished(digest, request)
         info = node_pb2.BlobInfo(size_bytes=size, complete=True, available_bytes=size)
         return node_pb2.StatResponse(info=info)
+
+    async def _stat_unfinished(self, digest: Digest, request: node_pb2.StatRequest) -> node_pb2.StatResponse:
+        if request.wait_ms > WAIT_MAX_MS:
+            raise RequestInvalid("wait_ms", f"at most {WAIT_MAX_MS}")
+        if request.wait_ms:
+            received = await self._unfinished.grown(digest, request.beyond_bytes, request.wait_ms / 1000)
+        else:
+            received = await self._unfinished.received(digest)
+        if received is None:  # it may have been committed while we looked
+            size = await self._size_of(digest)
+            received = Received(size, size, 0)
+        info = node_pb2.BlobInfo(
+            size_bytes=received.size_bytes,
+            complete=received.open_ingests == 0,
+            available_bytes=received.available_bytes,
+        )
+        return node_pb2.StatResponse(info=info, open_ingests=received.open_ingests)
+
+    async def NoteAncestors(  # noqa: N802
+        self, request: node_pb2.NoteAncestorsRequest, context: Context
+    ) -> node_pb2.NoteAncestorsResponse:
+        """Hear from whom the host gets a blob."""
+        self._unfinished.note_ancestors(Digest.parse(request.digest), request.ancestors)
+        return node_pb2.NoteAncestorsResponse()
 
     async def ExpectBlobs(  # noqa: N802
         self, request: node_pb2.ExpectBlobsRequest, context: Context
@@ -93,20 +125,29 @@ class BlobServicer:
     async def Read(self, request: node_pb2.ReadRequest, context: Context) -> AsyncGenerator[Frame, None]:  # noqa: N802
         """Stream a blob: its description, then its bytes."""
         digest = Digest.parse(request.digest)
-        if self._node_id in request.ancestors:
-            raise RequestInvalid("ancestors", "this node is its own ancestor")
         with self._slots.take():
-            size = await self._size_of(digest)
-            if request.offset > size:
-                raise RangeUnsatisfiable(size)
-            length = min(request.length or size, size - request.offset)
-            reader = await self._open(digest)
+            reader, size = await self._reader(digest, request)
             try:
-                yield BlobInfo(size, complete=True, available_bytes=size)
-                async for chunk in self._chunks(reader, request.offset, length):
-                    yield chunk
+                complete = not isinstance(reader, UnfinishedBlob)
+                if request.offset > size and (size or complete):
+                    raise RangeUnsatisfiable(size)
+                length = min(request.length or size, size - request.offset) if size else request.length
+                available = reader.available_bytes if isinstance(reader, UnfinishedBlob) else size
+                yield BlobInfo(size, complete, available)
+                async for frame in self._frames(reader, request.offset, length):
+                    yield frame
             finally:
                 reader.close()
+
+    async def _reader(self, digest: Digest, request: node_pb2.ReadRequest) -> tuple[BlobReader | UnfinishedBlob, int]:
+        try:
+            size = await self._size_of(digest)
+            return await self._open(digest), size
+        except BlobUnknown:
+            if not request.follow:
+                raise
+            unfinished = await self._unfinished.open(digest, request.reader)
+            return unfinished, unfinished.size_bytes
 
     async def _size_of(self, digest: Digest) -> int:
         size = self._indexer.size_of(digest)
@@ -125,11 +166,16 @@ class BlobServicer:
         except OSError as error:
             raise self._unreadable(error) from error
 
-    async def _chunks(self, reader: BlobReader, offset: int, length: int) -> AsyncGenerator[bytes, None]:
+    async def _frames(
+        self, reader: BlobReader | UnfinishedBlob, offset: int, length: int
+    ) -> AsyncGenerator[Frame, None]:
         sent = 0
         frame = FrameSize()
         try:
             async for chunk in reader.chunks(offset, length):
+                if isinstance(chunk, Waiting):
+                    yield chunk
+                    continue
                 for piece in _cut(chunk, frame):
                     started_at = time.monotonic()
                     await self._throttle.pass_(len(piece))

@@ -16,6 +16,7 @@ from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
 from stafett.common.cluster import Address
 from stafett.common.grpc_transport import bind, new_server
 from stafett.common.service import run_service
+from stafett.tracker.fellows import Fellows
 from stafett.tracker.health_view import HealthView
 from stafett.tracker.holdings_store import HoldingsStore
 from stafett.tracker.housekeeping import Housekeeping
@@ -26,9 +27,11 @@ from stafett.tracker.membership_store import MembershipStore
 from stafett.tracker.outcomes import Outcomes
 from stafett.tracker.probe import grpc_probe, grpc_verify
 from stafett.tracker.redis_link import RedisLink, RedisPlace
+from stafett.tracker.relays import Relays
 from stafett.tracker.servicer import TrackerServicer
 from stafett.tracker.session import SessionParts
 from stafett.tracker.settings import TrackerSettings
+from stafett.tracker.tree_store import TreeStore
 
 log = structlog.get_logger()
 
@@ -58,11 +61,16 @@ async def serve(
     probe = grpc_probe(settings.tls)
     housekeeping = Housekeeping(nodes, holdings, membership, probe, settings.lease_ttl_seconds)
     outcomes = Outcomes(nodes, membership, probe, grpc_verify(settings.tls))
+    lookup = Lookup(link, membership, HealthView(nodes, settings.score_weights), holdings, rng)
+    relays = Relays(TreeStore(link), lookup, membership)
+    fellows = Fellows(link, settings.tls)
     servicer = TrackerServicer(
         membership,
-        Lookup(link, membership, HealthView(nodes, settings.score_weights), holdings, rng),
+        lookup,
         SessionParts(nodes, renewals, holdings, settings.refresh_interval_seconds, rng, membership.ordered_to_drain),
         outcomes,
+        relays,
+        fellows,
         lambda: housekeeping.guarded,
         lease_ttl_seconds=settings.lease_ttl_seconds,
         heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
@@ -73,10 +81,12 @@ async def serve(
         housekeeping.scan_leases,
         housekeeping.clear_reported,
         outcomes.verify_doubtful,
+        relays.run,
+        fellows.run,
         partial(housekeeping.forget_nodes, settings.forget_after_seconds),
     )
     try:
-        await _run(settings, servicer, loops, stopping, listening)
+        await _run(settings, servicer, fellows, loops, stopping, listening)
     finally:
         await link.close()
 
@@ -84,6 +94,7 @@ async def serve(
 async def _run(
     settings: TrackerSettings,
     servicer: TrackerServicer,
+    fellows: Fellows,
     loops: Sequence[Callable[[], Coroutine[None, None, None]]],
     stopping: asyncio.Event,
     listening: asyncio.Future[int] | None,
@@ -91,7 +102,10 @@ async def _run(
     server, health = new_server()
     tracker_pb2_grpc.add_TrackerServiceServicer_to_server(servicer, server)
     try:
-        await _listen(server, settings, listening)
+        port = await _listen(server, settings)
+        fellows.listen_at(settings.advertised(port))
+        if listening is not None:
+            listening.set_result(port)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(loop()) for loop in loops]
             tasks.append(group.create_task(_report_serving(health, servicer.membership)))
@@ -105,13 +119,12 @@ async def _run(
         await server.stop(None)
 
 
-async def _listen(server: grpc.aio.Server, settings: TrackerSettings, listening: asyncio.Future[int] | None) -> None:
+async def _listen(server: grpc.aio.Server, settings: TrackerSettings) -> int:
     address = Address(settings.listen_host, settings.listen_port)
     port = bind(server, address, settings.tls, allow_plaintext=settings.allow_plaintext)
     await server.start()
     log.info("listening", host=settings.listen_host, port=port)
-    if listening is not None:
-        listening.set_result(port)
+    return port
 
 
 async def _report_serving(health: health_aio.HealthServicer, membership: Membership) -> None:

@@ -122,11 +122,6 @@ def stay_seconds(tree: Tree) -> float:
     return max(STAY_SECONDS, len(tree.seats) / STAYS_PER_SECOND)
 
 
-def idle(tree: Tree, now: float) -> bool:
-    """Tell whether nothing is worth remembering any more."""
-    return not tree.seats and now >= tree.refused_until
-
-
 def _tidy(tree: Tree, view: View) -> None:
     """Forget hosts that nobody has heard of, and a claim that is lost."""
     unseen = UNSEEN_SECONDS + 4 * stay_seconds(tree)

@@ -17,11 +17,13 @@ from stafett.tracker.holdings_store import Announcement
 from stafett.tracker.lookup import Question
 from stafett.tracker.membership_store import Experienced, Registration
 from stafett.tracker.outcomes import PeerReport
+from stafett.tracker.relay_decision import Ask, Phase
 
 DIGESTS_MAX = 1_000
 IMAGES_MAX = 200
 REPORTS_MAX = 1_000
 HOLDERS_MAX = 64
+LEFT_MAX = 64
 _HOLDERS_DEFAULT = 16
 _TEXT_MAX = 253
 _SECONDS_MAX = 86_400.0
@@ -79,6 +81,27 @@ def question(message: tracker_pb2.LocateRequest) -> Question:
         check_node_id(message.node_id)
     place = topology(message.topology.region, message.topology.zone, message.topology.rack)
     return Question(message.node_id, place, message.max_holders or _HOLDERS_DEFAULT)
+
+
+def relay_ask(message: tracker_pb2.RelayRequest) -> Ask:
+    """Read what a host tells of a blob that it is receiving. Raises RequestInvalid."""
+    try:
+        phase = Phase(message.phase)
+    except ValueError:
+        raise RequestInvalid("phase", "must be enter, stay, done or leave") from None
+    if len(message.left) > LEFT_MAX:
+        raise RequestInvalid("left", f"has more than {LEFT_MAX} entries")
+    return Ask(
+        check_node_id(message.node_id),
+        topology(message.topology.region, message.topology.zone, message.topology.rack),
+        phase,
+        message.received_bytes,
+        message.size_bytes,
+        message.ingest_open,
+        message.parent,
+        message.token,
+        {left.node_id: left.failed for left in message.left},
+    )
 
 
 def topology(region: str, zone: str, rack: str) -> Topology:

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 
 from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
 from stafett.common import wire
+from stafett.common.digest import Digest
 from stafett.common.errors import NodeUnknown, RequestInvalid, Unavailable
 from stafett.tracker import requests
+from stafett.tracker.fellows import Fellows
 from stafett.tracker.liveness import Event
 from stafett.tracker.lookup import Lookup
 from stafett.tracker.membership import Membership, WatchStep
 from stafett.tracker.outcomes import Outcomes
+from stafett.tracker.relay_decision import Answer, Fetch, Follow, Refused, Wait
+from stafett.tracker.relays import Relays
 from stafett.tracker.session import NodeSession, SessionParts
 
 if TYPE_CHECKING:
@@ -32,6 +36,8 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
         lookup: Lookup,
         parts: SessionParts,
         outcomes: Outcomes,
+        relays: Relays,
+        fellows: Fellows,
         guarded: Callable[[], bool],
         *,
         lease_ttl_seconds: float,
@@ -41,6 +47,8 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
         self._lookup = lookup
         self._parts = parts
         self._outcomes = outcomes
+        self._relays = relays
+        self._fellows = fellows
         self._guarded = guarded
         self._lease_ttl_ms = round(lease_ttl_seconds * 1000)
         self._heartbeat_interval_ms = round(heartbeat_interval_seconds * 1000)
@@ -78,6 +86,17 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
             nodes=map(wire.node_to_wire, await self._lookup.described(nodes.values())),
             stale=stale,
         )
+
+    async def Relay(  # noqa: N802
+        self, request: tracker_pb2.RelayRequest, context: object
+    ) -> tracker_pb2.RelayResponse:
+        digest, ask = Digest.parse(request.digest), requests.relay_ask(request)
+        owner = None if request.forwarded else self._fellows.other_owner(digest)
+        response = await self._fellows.ask(owner, request) if owner else None
+        if response is not None:
+            return response
+        answer, again_after_seconds = await self._relays.answer(digest, ask)
+        return self._relay_response(answer, round(again_after_seconds * 1000))
 
     async def ResolveTag(  # noqa: N802
         self, request: tracker_pb2.ResolveTagRequest, context: object
@@ -128,6 +147,20 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
     ) -> tracker_pb2.ListImagesResponse:
         images, stale = await self._lookup.images()
         return tracker_pb2.ListImagesResponse(images=map(wire.image_summary_to_wire, images), stale=stale)
+
+    def _relay_response(self, answer: Answer, again_after_ms: int) -> tracker_pb2.RelayResponse:
+        response = tracker_pb2.RelayResponse(again_after_ms=again_after_ms)
+        match answer:
+            case Follow(parent, complete, ancestors) if parent in self.membership.members:
+                node = wire.node_to_wire(self.membership.members[parent].node)
+                response.follow.CopyFrom(tracker_pb2.RelayParent(node=node, complete=complete, ancestors=ancestors))
+            case Fetch(token):
+                response.fetch.token = token
+            case Wait() | Follow():
+                response.wait.SetInParent()
+            case Refused(reason):
+                response.refused.reason = reason
+        return response
 
     async def _open(self, messages: AsyncIterator[tracker_pb2.SessionRequest]) -> tuple[NodeSession, bool]:
         try:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from socket import gethostname
+
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from stafett.common.cluster import Address
 from stafett.common.settings import ServiceSettings
 from stafett.tracker.health_score import DEFAULT_WEIGHTS
 from stafett.tracker.redis_link import RedisPlace
+
+_WILDCARDS = ("0.0.0.0", "::")
 
 
 class TrackerSettings(ServiceSettings):
@@ -17,6 +22,9 @@ class TrackerSettings(ServiceSettings):
 
     listen_host: str = Field("127.0.0.1", min_length=1, description="IP address to listen on.")
     listen_port: int = Field(7460, ge=0, le=65535, description="TCP port to listen on, 0 to 65535; 0 picks a free one.")
+    advertise_host: str = Field(
+        "", description="Host under which the other trackers reach this one; empty: listen_host, or this host's name."
+    )
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
         description="Redis or Valkey (6.2 or newer): redis://[user:password@]host:port/db, rediss://... for TLS, or "
@@ -45,6 +53,11 @@ class TrackerSettings(ServiceSettings):
         default_factory=lambda: dict(DEFAULT_WEIGHTS),
         description="JSON map of weights in the health score, each 0 or more, for: " + ", ".join(DEFAULT_WEIGHTS) + ".",
     )
+
+    def advertised(self, port: int) -> Address:
+        """Where the other trackers reach this one, which listens on a port."""
+        host = self.advertise_host or (gethostname() if self.listen_host in _WILDCARDS else self.listen_host)
+        return Address(host, port)
 
     @field_validator("score_weights")
     @classmethod

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19stafett/api/v1/node.proto\x12\x0estafett.api.v1\"\x1d\n\x0bStatRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"6\n\x0cStatResponse\x12&\n\x04info\x18\x01 \x01(\x0b\x32\x18.stafett.api.v1.BlobInfo\"I\n\x08\x42lobInfo\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x17\n\x0f\x61vailable_bytes\x18\x03 \x01(\x04\"`\n\x0bReadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\x12\x11\n\tancestors\x18\x05 \x03(\t\"k\n\tBlobChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12(\n\x07waiting\x18\x02 \x01(\x0b\x32\x17.stafett.api.v1.Waiting\x12&\n\x04info\x18\x03 \x01(\x0b\x32\x18.stafett.api.v1.BlobInfo\"+\n\x07Waiting\x12\x10\n\x08since_ms\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"%\n\x12\x45xpectBlobsRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"\x15\n\x13\x45xpectBlobsResponse\"&\n\x14\x44iscardIngestRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x17\n\x15\x44iscardIngestResponse\"#\n\x11VerifyBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"$\n\x12VerifyBlobResponse\x12\x0e\n\x06intact\x18\x01 \x01(\x08\x32\x9d\x03\n\x0b\x42lobService\x12\x41\n\x04Stat\x12\x1b.stafett.api.v1.StatRequest\x1a\x1c.stafett.api.v1.StatResponse\x12@\n\x04Read\x12\x1b.stafett.api.v1.ReadRequest\x1a\x19.stafett.api.v1.BlobChunk0\x01\x12V\n\x0b\x45xpectBlobs\x12\".stafett.api.v1.ExpectBlobsRequest\x1a#.stafett.api.v1.ExpectBlobsResponse\x12\\\n\rDiscardIngest\x12$.stafett.api.v1.DiscardIngestRequest\x1a%.stafett.api.v1.DiscardIngestResponse\x12S\n\nVerifyBlob\x12!.stafett.api.v1.VerifyBlobRequest\x1a\".stafett.api.v1.VerifyBlobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19stafett/api/v1/node.proto\x12\x0estafett.api.v1\"X\n\x0bStatRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nunfinished\x18\x02 \x01(\x08\x12\x14\n\x0c\x62\x65yond_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x04 \x01(\r\"L\n\x0cStatResponse\x12&\n\x04info\x18\x01 \x01(\x0b\x32\x18.stafett.api.v1.BlobInfo\x12\x14\n\x0copen_ingests\x18\x02 \x01(\r\"I\n\x08\x42lobInfo\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x17\n\x0f\x61vailable_bytes\x18\x03 \x01(\x04\"n\n\x0bReadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\x12\x0e\n\x06reader\x18\x06 \x01(\tJ\x04\x08\x05\x10\x06R\tancestors\"k\n\tBlobChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12(\n\x07waiting\x18\x02 \x01(\x0b\x32\x17.stafett.api.v1.Waiting\x12&\n\x04info\x18\x03 \x01(\x0b\x32\x18.stafett.api.v1.BlobInfo\"+\n\x07Waiting\x12\x10\n\x08since_ms\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"9\n\x14NoteAncestorsRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x11\n\tancestors\x18\x02 \x03(\t\"\x17\n\x15NoteAncestorsResponse\"%\n\x12\x45xpectBlobsRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"\x15\n\x13\x45xpectBlobsResponse\"&\n\x14\x44iscardIngestRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x17\n\x15\x44iscardIngestResponse\"#\n\x11VerifyBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"$\n\x12VerifyBlobResponse\x12\x0e\n\x06intact\x18\x01 \x01(\x08\x32\xfb\x03\n\x0b\x42lobService\x12\x41\n\x04Stat\x12\x1b.stafett.api.v1.StatRequest\x1a\x1c.stafett.api.v1.StatResponse\x12@\n\x04Read\x12\x1b.stafett.api.v1.ReadRequest\x1a\x19.stafett.api.v1.BlobChunk0\x01\x12\\\n\rNoteAncestors\x12$.stafett.api.v1.NoteAncestorsRequest\x1a%.stafett.api.v1.NoteAncestorsResponse\x12V\n\x0b\x45xpectBlobs\x12\".stafett.api.v1.ExpectBlobsRequest\x1a#.stafett.api.v1.ExpectBlobsResponse\x12\\\n\rDiscardIngest\x12$.stafett.api.v1.DiscardIngestRequest\x1a%.stafett.api.v1.DiscardIngestResponse\x12S\n\nVerifyBlob\x12!.stafett.api.v1.VerifyBlobRequest\x1a\".stafett.api.v1.VerifyBlobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,29 +32,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stafett.api.v1.node_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATREQUEST']._serialized_start=45
-  _globals['_STATREQUEST']._serialized_end=74
-  _globals['_STATRESPONSE']._serialized_start=76
-  _globals['_STATRESPONSE']._serialized_end=130
-  _globals['_BLOBINFO']._serialized_start=132
-  _globals['_BLOBINFO']._serialized_end=205
-  _globals['_READREQUEST']._serialized_start=207
-  _globals['_READREQUEST']._serialized_end=303
-  _globals['_BLOBCHUNK']._serialized_start=305
-  _globals['_BLOBCHUNK']._serialized_end=412
-  _globals['_WAITING']._serialized_start=414
-  _globals['_WAITING']._serialized_end=457
-  _globals['_EXPECTBLOBSREQUEST']._serialized_start=459
-  _globals['_EXPECTBLOBSREQUEST']._serialized_end=496
-  _globals['_EXPECTBLOBSRESPONSE']._serialized_start=498
-  _globals['_EXPECTBLOBSRESPONSE']._serialized_end=519
-  _globals['_DISCARDINGESTREQUEST']._serialized_start=521
-  _globals['_DISCARDINGESTREQUEST']._serialized_end=559
-  _globals['_DISCARDINGESTRESPONSE']._serialized_start=561
-  _globals['_DISCARDINGESTRESPONSE']._serialized_end=584
-  _globals['_VERIFYBLOBREQUEST']._serialized_start=586
-  _globals['_VERIFYBLOBREQUEST']._serialized_end=621
-  _globals['_VERIFYBLOBRESPONSE']._serialized_start=623
-  _globals['_VERIFYBLOBRESPONSE']._serialized_end=659
-  _globals['_BLOBSERVICE']._serialized_start=662
-  _globals['_BLOBSERVICE']._serialized_end=1075
+  _globals['_STATREQUEST']._serialized_end=133
+  _globals['_STATRESPONSE']._serialized_start=135
+  _globals['_STATRESPONSE']._serialized_end=211
+  _globals['_BLOBINFO']._serialized_start=213
+  _globals['_BLOBINFO']._serialized_end=286
+  _globals['_READREQUEST']._serialized_start=288
+  _globals['_READREQUEST']._serialized_end=398
+  _globals['_BLOBCHUNK']._serialized_start=400
+  _globals['_BLOBCHUNK']._serialized_end=507
+  _globals['_WAITING']._serialized_start=509
+  _globals['_WAITING']._serialized_end=552
+  _globals['_NOTEANCESTORSREQUEST']._serialized_start=554
+  _globals['_NOTEANCESTORSREQUEST']._serialized_end=611
+  _globals['_NOTEANCESTORSRESPONSE']._serialized_start=613
+  _globals['_NOTEANCESTORSRESPONSE']._serialized_end=636
+  _globals['_EXPECTBLOBSREQUEST']._serialized_start=638
+  _globals['_EXPECTBLOBSREQUEST']._serialized_end=675
+  _globals['_EXPECTBLOBSRESPONSE']._serialized_start=677
+  _globals['_EXPECTBLOBSRESPONSE']._serialized_end=698
+  _globals['_DISCARDINGESTREQUEST']._serialized_start=700
+  _globals['_DISCARDINGESTREQUEST']._serialized_end=738
+  _globals['_DISCARDINGESTRESPONSE']._serialized_start=740
+  _globals['_DISCARDINGESTRESPONSE']._serialized_end=763
+  _globals['_VERIFYBLOBREQUEST']._serialized_start=765
+  _globals['_VERIFYBLOBREQUEST']._serialized_end=800
+  _globals['_VERIFYBLOBRESPONSE']._serialized_start=802
+  _globals['_VERIFYBLOBRESPONSE']._serialized_end=838
+  _globals['_BLOBSERVICE']._serialized_start=841
+  _globals['_BLOBSERVICE']._serialized_end=1348
 # @@protoc_insertion_point(module_scope)

@@ -25,16 +25,28 @@ class StatRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DIGEST_FIELD_NUMBER: _builtins.int
+    UNFINISHED_FIELD_NUMBER: _builtins.int
+    BEYOND_BYTES_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """Digest, "sha256:<64 lower-case hex>". Set by the caller."""
+    unfinished: _builtins.bool
+    """Also tell of a blob that is still being received."""
+    beyond_bytes: _builtins.int
+    """Wait until more than so many bytes are there; with wait_ms."""
+    wait_ms: _builtins.int
+    """How long to wait for that, at most 2,000 milliseconds."""
     def __init__(
         self,
         *,
         digest: _builtins.str = ...,
+        unfinished: _builtins.bool = ...,
+        beyond_bytes: _builtins.int = ...,
+        wait_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beyond_bytes", b"beyond_bytes", "digest", b"digest", "unfinished", b"unfinished", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -47,6 +59,9 @@ class StatResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INFO_FIELD_NUMBER: _builtins.int
+    OPEN_INGESTS_FIELD_NUMBER: _builtins.int
+    open_ingests: _builtins.int
+    """Downloads of the blob that are open in the store; 0 unless `unfinished` was asked for and the blob is not complete."""
     @_builtins.property
     def info(self) -> Global___BlobInfo:
         """What is known of the blob."""
@@ -55,10 +70,11 @@ class StatResponse(_message.Message):
         self,
         *,
         info: Global___BlobInfo | None = ...,
+        open_ingests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["info", b"info", "open_ingests", b"open_ingests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -104,7 +120,7 @@ class ReadRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
-    ANCESTORS_FIELD_NUMBER: _builtins.int
+    READER_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """Digest, "sha256:<64 lower-case hex>". Set by the caller."""
     offset: _builtins.int
@@ -113,10 +129,8 @@ class ReadRequest(_message.Message):
     """Number of bytes wanted; 0 reads to the end. More than there is reads to the end."""
     follow: _builtins.bool
     """Also serve a blob that is still being received, as it grows. Without it such a blob is NOT_FOUND."""
-    @_builtins.property
-    def ancestors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Node ids from the reader up to the root of its relay tree; the node refuses (FAILED_PRECONDITION) when it is among them."""
-
+    reader: _builtins.str
+    """Node id of the reader; the node refuses (FAILED_PRECONDITION) to be followed by one of those that it gets the blob from."""
     def __init__(
         self,
         *,
@@ -124,11 +138,11 @@ class ReadRequest(_message.Message):
         offset: _builtins.int = ...,
         length: _builtins.int = ...,
         follow: _builtins.bool = ...,
-        ancestors: _abc.Iterable[_builtins.str] | None = ...,
+        reader: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ancestors", b"ancestors", "digest", b"digest", "follow", b"follow", "length", b"length", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "follow", b"follow", "length", b"length", "offset", b"offset", "reader", b"reader"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -193,6 +207,51 @@ class Waiting(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Waiting: _TypeAlias = Waiting  # noqa: Y015
+
+@_typing.final
+class NoteAncestorsRequest(_message.Message):
+    """NoteAncestorsRequest is a host's place in a relay tree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    ANCESTORS_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """Digest, "sha256:<64 lower-case hex>"."""
+    @_builtins.property
+    def ancestors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Node ids from the host's parent up to the root."""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        ancestors: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ancestors", b"ancestors", "digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoteAncestorsRequest: _TypeAlias = NoteAncestorsRequest  # noqa: Y015
+
+@_typing.final
+class NoteAncestorsResponse(_message.Message):
+    """NoteAncestorsResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoteAncestorsResponse: _TypeAlias = NoteAncestorsResponse  # noqa: Y015
 
 @_typing.final
 class ExpectBlobsRequest(_message.Message):

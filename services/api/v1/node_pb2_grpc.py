@@ -45,6 +45,11 @@ class BlobServiceStub:
                 request_serializer=stafett_dot_api_dot_v1_dot_node__pb2.ReadRequest.SerializeToString,
                 response_deserializer=stafett_dot_api_dot_v1_dot_node__pb2.BlobChunk.FromString,
                 _registered_method=True)
+        self.NoteAncestors = channel.unary_unary(
+                '/stafett.api.v1.BlobService/NoteAncestors',
+                request_serializer=stafett_dot_api_dot_v1_dot_node__pb2.NoteAncestorsRequest.SerializeToString,
+                response_deserializer=stafett_dot_api_dot_v1_dot_node__pb2.NoteAncestorsResponse.FromString,
+                _registered_method=True)
         self.ExpectBlobs = channel.unary_unary(
                 '/stafett.api.v1.BlobService/ExpectBlobs',
                 request_serializer=stafett_dot_api_dot_v1_dot_node__pb2.ExpectBlobsRequest.SerializeToString,
@@ -67,7 +72,8 @@ class BlobServiceServicer:
     """
 
     def Stat(self, request, context):
-        """Stat tells whether and how much of a blob is here. NOT_FOUND when nothing is.
+        """Stat tells whether and how much of a blob is here; with `unfinished` also of one that is being received. NOT_FOUND when
+        nothing is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +83,14 @@ class BlobServiceServicer:
         """Read streams bytes of a blob: first one frame with info, then data. NOT_FOUND when absent, OUT_OF_RANGE when the offset
         is past the end, RESOURCE_EXHAUSTED when all stream slots are taken (try later or elsewhere), FAILED_PRECONDITION while draining.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NoteAncestors(self, request, context):
+        """NoteAncestors tells the node from whom its host gets a blob that it is receiving, so that no node ever follows itself. Only the
+        host's own gateway calls it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,6 +132,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.Read,
                     request_deserializer=stafett_dot_api_dot_v1_dot_node__pb2.ReadRequest.FromString,
                     response_serializer=stafett_dot_api_dot_v1_dot_node__pb2.BlobChunk.SerializeToString,
+            ),
+            'NoteAncestors': grpc.unary_unary_rpc_method_handler(
+                    servicer.NoteAncestors,
+                    request_deserializer=stafett_dot_api_dot_v1_dot_node__pb2.NoteAncestorsRequest.FromString,
+                    response_serializer=stafett_dot_api_dot_v1_dot_node__pb2.NoteAncestorsResponse.SerializeToString,
             ),
             'ExpectBlobs': grpc.unary_unary_rpc_method_handler(
                     servicer.ExpectBlobs,
@@ -190,6 +209,33 @@ class BlobService:
             '/stafett.api.v1.BlobService/Read',
             stafett_dot_api_dot_v1_dot_node__pb2.ReadRequest.SerializeToString,
             stafett_dot_api_dot_v1_dot_node__pb2.BlobChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NoteAncestors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stafett.api.v1.BlobService/NoteAncestors',
+            stafett_dot_api_dot_v1_dot_node__pb2.NoteAncestorsRequest.SerializeToString,
+            stafett_dot_api_dot_v1_dot_node__pb2.NoteAncestorsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,11 +34,17 @@ class BlobServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> BlobServiceAsyncStub: ...
     Stat: _grpc.UnaryUnaryMultiCallable[_node_pb2.StatRequest, _node_pb2.StatResponse]
-    """Stat tells whether and how much of a blob is here. NOT_FOUND when nothing is."""
+    """Stat tells whether and how much of a blob is here; with `unfinished` also of one that is being received. NOT_FOUND when
+    nothing is.
+    """
     Read: _grpc.UnaryStreamMultiCallable[_node_pb2.ReadRequest, _node_pb2.BlobChunk]
     """Read streams bytes of a blob: first one frame with info, then data. NOT_FOUND when absent, OUT_OF_RANGE when the offset
     is past the end, RESOURCE_EXHAUSTED when all stream slots are taken (try later or elsewhere), FAILED_PRECONDITION while draining.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    """
+    NoteAncestors: _grpc.UnaryUnaryMultiCallable[_node_pb2.NoteAncestorsRequest, _node_pb2.NoteAncestorsResponse]
+    """NoteAncestors tells the node from whom its host gets a blob that it is receiving, so that no node ever follows itself. Only the
+    host's own gateway calls it.
     """
     ExpectBlobs: _grpc.UnaryUnaryMultiCallable[_node_pb2.ExpectBlobsRequest, _node_pb2.ExpectBlobsResponse]
     """ExpectBlobs tells the node which digests its host is pulling right now, through the gateway or from upstream, so that it
@@ -59,11 +65,17 @@ class BlobServiceAsyncStub(BlobServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Stat: _aio.UnaryUnaryMultiCallable[_node_pb2.StatRequest, _node_pb2.StatResponse]  # type: ignore[assignment]
-    """Stat tells whether and how much of a blob is here. NOT_FOUND when nothing is."""
+    """Stat tells whether and how much of a blob is here; with `unfinished` also of one that is being received. NOT_FOUND when
+    nothing is.
+    """
     Read: _aio.UnaryStreamMultiCallable[_node_pb2.ReadRequest, _node_pb2.BlobChunk]  # type: ignore[assignment]
     """Read streams bytes of a blob: first one frame with info, then data. NOT_FOUND when absent, OUT_OF_RANGE when the offset
     is past the end, RESOURCE_EXHAUSTED when all stream slots are taken (try later or elsewhere), FAILED_PRECONDITION while draining.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    """
+    NoteAncestors: _aio.UnaryUnaryMultiCallable[_node_pb2.NoteAncestorsRequest, _node_pb2.NoteAncestorsResponse]  # type: ignore[assignment]
+    """NoteAncestors tells the node from whom its host gets a blob that it is receiving, so that no node ever follows itself. Only the
+    host's own gateway calls it.
     """
     ExpectBlobs: _aio.UnaryUnaryMultiCallable[_node_pb2.ExpectBlobsRequest, _node_pb2.ExpectBlobsResponse]  # type: ignore[assignment]
     """ExpectBlobs tells the node which digests its host is pulling right now, through the gateway or from upstream, so that it
@@ -87,7 +99,9 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_pb2.StatRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_node_pb2.StatResponse, _abc.Awaitable[_node_pb2.StatResponse]]:
-        """Stat tells whether and how much of a blob is here. NOT_FOUND when nothing is."""
+        """Stat tells whether and how much of a blob is here; with `unfinished` also of one that is being received. NOT_FOUND when
+        nothing is.
+        """
 
     @_abc_1.abstractmethod
     def Read(
@@ -98,6 +112,16 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Read streams bytes of a blob: first one frame with info, then data. NOT_FOUND when absent, OUT_OF_RANGE when the offset
         is past the end, RESOURCE_EXHAUSTED when all stream slots are taken (try later or elsewhere), FAILED_PRECONDITION while draining.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        """
+
+    @_abc_1.abstractmethod
+    def NoteAncestors(
+        self,
+        request: _node_pb2.NoteAncestorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_pb2.NoteAncestorsResponse, _abc.Awaitable[_node_pb2.NoteAncestorsResponse]]:
+        """NoteAncestors tells the node from whom its host gets a blob that it is receiving, so that no node ever follows itself. Only the
+        host's own gateway calls it.
         """
 
     @_abc_1.abstractmethod

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from stafett.api.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _RelayPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RelayPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RelayPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RELAY_PHASE_UNSPECIFIED: _RelayPhase.ValueType  # 0
+    """Not given; refused."""
+    RELAY_PHASE_ENTER: _RelayPhase.ValueType  # 1
+    """It needs somebody to get the bytes from."""
+    RELAY_PHASE_STAY: _RelayPhase.ValueType  # 2
+    """It goes on, and tells how far it is."""
+    RELAY_PHASE_DONE: _RelayPhase.ValueType  # 3
+    """It has all of it."""
+    RELAY_PHASE_LEAVE: _RelayPhase.ValueType  # 4
+    """It has stopped."""
+
+class RelayPhase(_RelayPhase, metaclass=_RelayPhaseEnumTypeWrapper):
+    """RelayPhase is what a host is doing."""
+
+RELAY_PHASE_UNSPECIFIED: RelayPhase.ValueType  # 0
+"""Not given; refused."""
+RELAY_PHASE_ENTER: RelayPhase.ValueType  # 1
+"""It needs somebody to get the bytes from."""
+RELAY_PHASE_STAY: RelayPhase.ValueType  # 2
+"""It goes on, and tells how far it is."""
+RELAY_PHASE_DONE: RelayPhase.ValueType  # 3
+"""It has all of it."""
+RELAY_PHASE_LEAVE: RelayPhase.ValueType  # 4
+"""It has stopped."""
+Global___RelayPhase: _TypeAlias = RelayPhase  # noqa: Y015
 
 @_typing.final
 class SessionRequest(_message.Message):
@@ -651,6 +684,241 @@ class Holder(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Holder: _TypeAlias = Holder  # noqa: Y015
+
+@_typing.final
+class RelayRequest(_message.Message):
+    """RelayRequest tells what a host has of a blob that it is receiving."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    TOPOLOGY_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    INGEST_OPEN_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    FORWARDED_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """Digest, "sha256:<64 lower-case hex>"."""
+    node_id: _builtins.str
+    """Node id of the host."""
+    size_bytes: _builtins.int
+    """Full size in bytes; 0 when not known."""
+    received_bytes: _builtins.int
+    """Bytes from the start that the host has."""
+    ingest_open: _builtins.bool
+    """Whether a download of the blob is open in the host's store; without it upstream is never granted."""
+    phase: Global___RelayPhase.ValueType
+    """What the request is about."""
+    parent: _builtins.str
+    """Node that the bytes come from now; empty: none yet, or upstream."""
+    token: _builtins.int
+    """Token of the claim under which the host fetches from upstream; 0: it does not."""
+    forwarded: _builtins.bool
+    """Set by a tracker that passes the request on to the owner, which then answers whatever it believes."""
+    @_builtins.property
+    def topology(self) -> _types_pb2.Topology:
+        """Where the host stands."""
+
+    @_builtins.property
+    def left(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeftParent]:
+        """Nodes that this host will not get the blob from (any more), and why."""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        topology: _types_pb2.Topology | None = ...,
+        size_bytes: _builtins.int = ...,
+        received_bytes: _builtins.int = ...,
+        ingest_open: _builtins.bool = ...,
+        phase: Global___RelayPhase.ValueType = ...,
+        parent: _builtins.str = ...,
+        token: _builtins.int = ...,
+        left: _abc.Iterable[Global___LeftParent] | None = ...,
+        forwarded: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["topology", b"topology"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "forwarded", b"forwarded", "ingest_open", b"ingest_open", "left", b"left", "node_id", b"node_id", "parent", b"parent", "phase", b"phase", "received_bytes", b"received_bytes", "size_bytes", b"size_bytes", "token", b"token", "topology", b"topology"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayRequest: _TypeAlias = RelayRequest  # noqa: Y015
+
+@_typing.final
+class LeftParent(_message.Message):
+    """LeftParent is a node that a host has turned away from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """Node id."""
+    failed: _builtins.bool
+    """Whether it failed: refused, broke or fell silent. False: it had nothing new for long, or not enough."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        failed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeftParent: _TypeAlias = LeftParent  # noqa: Y015
+
+@_typing.final
+class RelayResponse(_message.Message):
+    """RelayResponse tells where the bytes come from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    FETCH_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    AGAIN_AFTER_MS_FIELD_NUMBER: _builtins.int
+    again_after_ms: _builtins.int
+    """Ask again after so many milliseconds while the bytes come."""
+    @_builtins.property
+    def follow(self) -> Global___RelayParent:
+        """From this node."""
+
+    @_builtins.property
+    def fetch(self) -> Global___RelayClaim:
+        """From upstream, by the host itself: it alone of all."""
+
+    @_builtins.property
+    def wait(self) -> Global___RelayWait:
+        """Ask again: the first bytes from upstream are awaited."""
+
+    @_builtins.property
+    def refused(self) -> Global___RelayRefusal:
+        """From wherever the client likes: nobody can tell."""
+
+    def __init__(
+        self,
+        *,
+        follow: Global___RelayParent | None = ...,
+        fetch: Global___RelayClaim | None = ...,
+        wait: Global___RelayWait | None = ...,
+        refused: Global___RelayRefusal | None = ...,
+        again_after_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "fetch", b"fetch", "follow", b"follow", "refused", b"refused", "wait", b"wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again_after_ms", b"again_after_ms", "answer", b"answer", "fetch", b"fetch", "follow", b"follow", "refused", b"refused", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["follow", "fetch", "wait", "refused"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___RelayResponse: _TypeAlias = RelayResponse  # noqa: Y015
+
+@_typing.final
+class RelayParent(_message.Message):
+    """RelayParent names a node to get the bytes from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    ANCESTORS_FIELD_NUMBER: _builtins.int
+    complete: _builtins.bool
+    """Whether it has all of the blob."""
+    @_builtins.property
+    def node(self) -> _types_pb2.Node:
+        """The node."""
+
+    @_builtins.property
+    def ancestors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Node ids from that node's own parent up to the root of the tree."""
+
+    def __init__(
+        self,
+        *,
+        node: _types_pb2.Node | None = ...,
+        complete: _builtins.bool = ...,
+        ancestors: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ancestors", b"ancestors", "complete", b"complete", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayParent: _TypeAlias = RelayParent  # noqa: Y015
+
+@_typing.final
+class RelayClaim(_message.Message):
+    """RelayClaim lets a host fetch from upstream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    token: _builtins.int
+    """Fencing token; a later claim has a higher one."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayClaim: _TypeAlias = RelayClaim  # noqa: Y015
+
+@_typing.final
+class RelayWait(_message.Message):
+    """RelayWait says that nothing is there yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayWait: _TypeAlias = RelayWait  # noqa: Y015
+
+@_typing.final
+class RelayRefusal(_message.Message):
+    """RelayRefusal says why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """For logs."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayRefusal: _TypeAlias = RelayRefusal  # noqa: Y015
 
 @_typing.final
 class ResolveTagRequest(_message.Message):

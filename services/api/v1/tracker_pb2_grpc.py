@@ -45,6 +45,11 @@ class TrackerServiceStub:
                 request_serializer=stafett_dot_api_dot_v1_dot_tracker__pb2.LocateRequest.SerializeToString,
                 response_deserializer=stafett_dot_api_dot_v1_dot_tracker__pb2.LocateResponse.FromString,
                 _registered_method=True)
+        self.Relay = channel.unary_unary(
+                '/stafett.api.v1.TrackerService/Relay',
+                request_serializer=stafett_dot_api_dot_v1_dot_tracker__pb2.RelayRequest.SerializeToString,
+                response_deserializer=stafett_dot_api_dot_v1_dot_tracker__pb2.RelayResponse.FromString,
+                _registered_method=True)
         self.ResolveTag = channel.unary_unary(
                 '/stafett.api.v1.TrackerService/ResolveTag',
                 request_serializer=stafett_dot_api_dot_v1_dot_tracker__pb2.ResolveTagRequest.SerializeToString,
@@ -92,6 +97,15 @@ class TrackerServiceServicer:
 
     def Locate(self, request, context):
         """Locate finds live holders of digests, nearest first by topology. Unknown digests have no holders.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Relay(self, request, context):
+        """Relay tells a gateway where its host gets a blob that it has begun to receive: from which node, finished or not, or from
+        upstream. Called for a new request, again every `again_after_ms` while it runs, and at its end. Answered by the tracker that
+        owns the digest; waits up to a second while the first bytes from upstream are awaited.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,6 +165,11 @@ def add_TrackerServiceServicer_to_server(servicer, server):
                     servicer.Locate,
                     request_deserializer=stafett_dot_api_dot_v1_dot_tracker__pb2.LocateRequest.FromString,
                     response_serializer=stafett_dot_api_dot_v1_dot_tracker__pb2.LocateResponse.SerializeToString,
+            ),
+            'Relay': grpc.unary_unary_rpc_method_handler(
+                    servicer.Relay,
+                    request_deserializer=stafett_dot_api_dot_v1_dot_tracker__pb2.RelayRequest.FromString,
+                    response_serializer=stafett_dot_api_dot_v1_dot_tracker__pb2.RelayResponse.SerializeToString,
             ),
             'ResolveTag': grpc.unary_unary_rpc_method_handler(
                     servicer.ResolveTag,
@@ -238,6 +257,33 @@ class TrackerService:
             '/stafett.api.v1.TrackerService/Locate',
             stafett_dot_api_dot_v1_dot_tracker__pb2.LocateRequest.SerializeToString,
             stafett_dot_api_dot_v1_dot_tracker__pb2.LocateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Relay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stafett.api.v1.TrackerService/Relay',
+            stafett_dot_api_dot_v1_dot_tracker__pb2.RelayRequest.SerializeToString,
+            stafett_dot_api_dot_v1_dot_tracker__pb2.RelayResponse.FromString,
             options,
             channel_credentials,
             insecure,

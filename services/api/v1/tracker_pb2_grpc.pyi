@@ -40,6 +40,11 @@ class TrackerServiceStub:
     """
     Locate: _grpc.UnaryUnaryMultiCallable[_tracker_pb2.LocateRequest, _tracker_pb2.LocateResponse]
     """Locate finds live holders of digests, nearest first by topology. Unknown digests have no holders."""
+    Relay: _grpc.UnaryUnaryMultiCallable[_tracker_pb2.RelayRequest, _tracker_pb2.RelayResponse]
+    """Relay tells a gateway where its host gets a blob that it has begun to receive: from which node, finished or not, or from
+    upstream. Called for a new request, again every `again_after_ms` while it runs, and at its end. Answered by the tracker that
+    owns the digest; waits up to a second while the first bytes from upstream are awaited.
+    """
     ResolveTag: _grpc.UnaryUnaryMultiCallable[_tracker_pb2.ResolveTagRequest, _tracker_pb2.ResolveTagResponse]
     """ResolveTag tells what the nodes last knew an image name to mean. NOT_FOUND when no live node has it."""
     Watch: _grpc.UnaryStreamMultiCallable[_tracker_pb2.WatchRequest, _tracker_pb2.WatchResponse]
@@ -65,6 +70,11 @@ class TrackerServiceAsyncStub(TrackerServiceStub):
     """
     Locate: _aio.UnaryUnaryMultiCallable[_tracker_pb2.LocateRequest, _tracker_pb2.LocateResponse]  # type: ignore[assignment]
     """Locate finds live holders of digests, nearest first by topology. Unknown digests have no holders."""
+    Relay: _aio.UnaryUnaryMultiCallable[_tracker_pb2.RelayRequest, _tracker_pb2.RelayResponse]  # type: ignore[assignment]
+    """Relay tells a gateway where its host gets a blob that it has begun to receive: from which node, finished or not, or from
+    upstream. Called for a new request, again every `again_after_ms` while it runs, and at its end. Answered by the tracker that
+    owns the digest; waits up to a second while the first bytes from upstream are awaited.
+    """
     ResolveTag: _aio.UnaryUnaryMultiCallable[_tracker_pb2.ResolveTagRequest, _tracker_pb2.ResolveTagResponse]  # type: ignore[assignment]
     """ResolveTag tells what the nodes last knew an image name to mean. NOT_FOUND when no live node has it."""
     Watch: _aio.UnaryStreamMultiCallable[_tracker_pb2.WatchRequest, _tracker_pb2.WatchResponse]  # type: ignore[assignment]
@@ -99,6 +109,17 @@ class TrackerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tracker_pb2.LocateResponse, _abc.Awaitable[_tracker_pb2.LocateResponse]]:
         """Locate finds live holders of digests, nearest first by topology. Unknown digests have no holders."""
+
+    @_abc_1.abstractmethod
+    def Relay(
+        self,
+        request: _tracker_pb2.RelayRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tracker_pb2.RelayResponse, _abc.Awaitable[_tracker_pb2.RelayResponse]]:
+        """Relay tells a gateway where its host gets a blob that it has begun to receive: from which node, finished or not, or from
+        upstream. Called for a new request, again every `again_after_ms` while it runs, and at its end. Answered by the tracker that
+        owns the digest; waits up to a second while the first bytes from upstream are awaited.
+        """
 
     @_abc_1.abstractmethod
     def ResolveTag(

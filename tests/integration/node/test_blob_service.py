@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import os
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,19 @@ import pytest
 
 from stafett.api.v1 import node_pb2, node_pb2_grpc
 from stafett.cli.local_cluster.images import MadeImage
-from stafett.common.blob_codec import BlobInfo, Frame
+from stafett.common.blob_codec import BlobInfo, Frame, Waiting
 from stafett.common.blob_files import blob_path
 from stafett.common.blob_rpc import add_blob_service, read_frames
 from stafett.common.cluster import Address
 from stafett.common.digest import Digest
 from stafett.common.grpc_transport import bind, new_server, peer_channel
+from stafett.common.oci_layout import BlobWriter
 from stafett.node.admission import StreamSlots, Throttle
 from stafett.node.health import Tally
 from stafett.node.indexer import Indexer
 from stafett.node.servicer import BlobServicer
 from stafett.node.spoilt import IDLE_LOOKS, LOOK_SECONDS, SpoiltIngests
+from stafett.node.unfinished import Unfinished
 from tests.integration.node.hosts import PLATFORM, LayoutHost, becomes, eventually
 
 LAYER_BYTES = 12 * 1024 * 1024
@@ -50,27 +53,26 @@ class Peer:
     tally: Tally
     channel: grpc.aio.Channel
     held: Held
+    unfinished: Unfinished
 
     @property
     def digest(self) -> Digest:
         return Digest.of(self.content)
 
     def read(
-        self, digest: object, offset: int = 0, length: int = 0, ancestors: Sequence[str] = ()
+        self, digest: object, offset: int = 0, length: int = 0, *, follower: str = ""
     ) -> grpc.aio.UnaryStreamCall[node_pb2.ReadRequest, Frame]:
-        request = node_pb2.ReadRequest(digest=str(digest), offset=offset, length=length, ancestors=ancestors)
+        request = node_pb2.ReadRequest(
+            digest=str(digest), offset=offset, length=length, follow=bool(follower), reader=follower
+        )
         return read_frames(self.channel)(request, timeout=30)
 
-    async def frames(
-        self, digest: object, offset: int = 0, length: int = 0, ancestors: Sequence[str] = ()
-    ) -> list[Frame]:
-        return [frame async for frame in self.read(digest, offset, length, ancestors)]
+    async def frames(self, digest: object, offset: int = 0, length: int = 0, *, follower: str = "") -> list[Frame]:
+        return [frame async for frame in self.read(digest, offset, length, follower=follower)]
 
-    async def refusal(
-        self, digest: object, offset: int = 0, ancestors: Sequence[str] = ()
-    ) -> tuple[grpc.StatusCode, str]:
+    async def refusal(self, digest: object, offset: int = 0, *, follower: str = "") -> tuple[grpc.StatusCode, str]:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await self.frames(digest, offset, 0, ancestors)
+            await self.frames(digest, offset, 0, follower=follower)
         return refused.value.code(), refused.value.details() or ""
 
 
@@ -86,23 +88,24 @@ async def peer(tmp_path: Path, disk: ThreadPoolExecutor) -> AsyncIterator[Peer]:
         held.digests = frozenset(blobs)
 
     indexer = Indexer(host.store, publish, 3600)
-    spoilt = SpoiltIngests(host.store)
+    spoilt, unfinished = SpoiltIngests(host.store), Unfinished(host.store, disk)
     slots, tally = StreamSlots(SLOTS), Tally()
     server, _ = new_server()
-    add_blob_service(server, BlobServicer(NODE_ID, host.store, indexer, spoilt, slots, Throttle(0), tally))
+    add_blob_service(server, BlobServicer(host.store, indexer, spoilt, unfinished, slots, Throttle(0), tally))
     port = bind(server, Address("127.0.0.1", 0), None)
     await server.start()
     channel = peer_channel(Address("127.0.0.1", port), None)
-    running = [asyncio.create_task(work) for work in (indexer.run(), spoilt.run())]
+    running = [asyncio.create_task(work) for work in (indexer.run(), spoilt.run(), unfinished.run())]
     try:
         await becomes(lambda: len(held.digests) == 4)
-        yield Peer(host, image, content, slots, tally, channel, held)
+        yield Peer(host, image, content, slots, tally, channel, held, unfinished)
     finally:
         for task in running:
             task.cancel()
         await asyncio.wait(running)
         await channel.close()
         await server.stop(grace=0)
+        unfinished.close()
 
 
 def joined(frames: list[Frame]) -> bytes:
@@ -176,11 +179,6 @@ async def test_a_malformed_digest_is_refused_without_internals(peer: Peer, diges
         assert internal not in details
 
 
-async def test_a_node_refuses_to_be_its_own_ancestor(peer: Peer) -> None:
-    code, _ = await peer.refusal(peer.digest, ancestors=["n2", NODE_ID])
-    assert code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT)
-
-
 async def test_beyond_the_limit_streams_are_refused_until_a_client_goes_away(peer: Peer) -> None:
     calls = [peer.read(peer.digest) for _ in range(SLOTS)]
     for call in calls:
@@ -240,3 +238,98 @@ async def test_a_spoilt_download_is_dropped_once_nobody_writes_it_and_no_other(p
         write_afresh(b"x")
         await asyncio.sleep(LOOK_SECONDS * (IDLE_LOOKS + 3))
         assert {ingest.digest for ingest in await peer.host.store.ingests()} == {spoilt, other}
+
+
+FOLLOWED = bytes(range(256)) * 12_000
+
+
+async def next_bytes(call: AsyncIterator[Frame], count: int) -> bytes:
+    """Read data frames until so many bytes have come."""
+    got = b""
+    while len(got) < count:
+        frame = await anext(call)
+        if isinstance(frame, (bytes, memoryview)):
+            got += bytes(frame)
+    return got
+
+
+async def test_a_blob_is_passed_on_while_it_is_received_and_across_its_commit(peer: Peer) -> None:
+    digest = Digest.of(FOLLOWED)
+    writer = BlobWriter(peer.host.root, digest, len(FOLLOWED))
+    writer.write(FOLLOWED[:1_000_000])
+    frames = aiter(peer.read(digest, 10, follower="n2"))
+    assert await anext(frames) == BlobInfo(len(FOLLOWED), complete=False, available_bytes=1_000_000)
+    got = await next_bytes(frames, 1_000_000 - 10)
+    assert isinstance(await anext(frames), Waiting)
+    writer.write(FOLLOWED[1_000_000:2_000_000])
+    got += await next_bytes(frames, 1_000_000)
+    writer.write(FOLLOWED[2_000_000:])
+    writer.commit()
+    got += await next_bytes(frames, len(FOLLOWED) - 2_000_000)
+    assert got == FOLLOWED[10:]
+    with pytest.raises(StopAsyncIteration):
+        await anext(frames)
+
+
+async def test_without_following_an_unfinished_blob_is_not_there(peer: Peer) -> None:
+    digest = Digest.of(FOLLOWED)
+    writer = BlobWriter(peer.host.root, digest, len(FOLLOWED))
+    writer.write(FOLLOWED[:100])
+    code, _ = await peer.refusal(digest)
+    assert code is grpc.StatusCode.NOT_FOUND
+    writer.close()
+
+
+@pytest.mark.parametrize("end", ["given up", "begun again"])
+async def test_the_follower_of_a_download_that_ends_badly_is_told(peer: Peer, end: str) -> None:
+    digest = Digest.of(FOLLOWED)
+    writer = BlobWriter(peer.host.root, digest, len(FOLLOWED))
+    writer.write(FOLLOWED[:100_000])
+    frames = aiter(peer.read(digest, follower="n2"))
+    await next_bytes(frames, 100_000)
+    assert isinstance(await anext(frames), Waiting)
+    if end == "given up":
+        writer.path.unlink()
+    else:
+        os.truncate(writer.path, 0)
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await next_bytes(frames, 1)
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert end in (ended.value.details() or "")
+    writer.close()
+
+
+async def test_nobody_follows_a_host_that_follows_him(peer: Peer) -> None:
+    digest = Digest.of(FOLLOWED)
+    writer = BlobWriter(peer.host.root, digest, len(FOLLOWED))
+    writer.write(FOLLOWED[:100])
+    stub = node_pb2_grpc.BlobServiceStub(peer.channel)
+    await stub.NoteAncestors(node_pb2.NoteAncestorsRequest(digest=str(digest), ancestors=["n3", "n2"]), timeout=5)
+    code, _ = await peer.refusal(digest, follower="n2")
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    call = peer.read(digest, follower="n4")
+    assert isinstance(await anext(aiter(call)), BlobInfo)
+    call.cancel()
+    writer.close()
+
+
+async def test_a_gateway_can_wait_for_a_download_to_grow(peer: Peer) -> None:
+    digest = Digest.of(FOLLOWED)
+    stub = node_pb2_grpc.BlobServiceStub(peer.channel)
+
+    async def stat(beyond: int, wait_ms: int) -> node_pb2.StatResponse:
+        request = node_pb2.StatRequest(digest=str(digest), unfinished=True, beyond_bytes=beyond, wait_ms=wait_ms)
+        return await stub.Stat(request, timeout=10)
+
+    writer = BlobWriter(peer.host.root, digest, len(FOLLOWED))
+    answer = await stat(0, 1)
+    assert (answer.info.size_bytes, answer.info.available_bytes, answer.open_ingests) == (len(FOLLOWED), 0, 1)
+    growing = asyncio.create_task(stat(0, 2000))
+    await asyncio.sleep(0.1)
+    assert not growing.done()
+    writer.write(FOLLOWED)
+    assert (await growing).info.available_bytes == len(FOLLOWED)
+    ending = asyncio.create_task(stat(len(FOLLOWED), 2000))
+    await asyncio.sleep(0.1)
+    writer.commit()
+    assert (await ending).info.complete

@@ -1,0 +1,187 @@
+"""The relay trees that this replica decides about: gathers who asks at the same moment, decides, keeps the result.
+
+Decisions are `relay_decision`'s. A tree is changed in memory and then saved by compare-and-set; if somebody else was
+first, it is read again and the decision made anew. While Redis is away memory alone counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import structlog
+
+from stafett.common.cluster import NodeState
+from stafett.common.digest import Digest
+from stafett.common.errors import Unavailable
+from stafett.common.topology import Topology
+from stafett.tracker.lookup import Lookup, Question
+from stafett.tracker.membership import Membership
+from stafett.tracker.relay_decision import Answer, Ask, Refused, View, Wait, decide, stay_seconds
+from stafett.tracker.relay_tree import Tree
+from stafett.tracker.tree_store import TreeStore
+
+log = structlog.get_logger()
+
+WAIT_SECONDS = 1.0
+"""So long a host that has to wait is kept before it is told to ask again."""
+COMPLETE_FRESH_SECONDS = 0.3
+HOLDERS = 32
+SAVE_TRIES = 4
+FORGET_SECONDS = 60.0
+
+_Asked = tuple[Ask, asyncio.Future[Answer]]
+
+
+@dataclass
+class _Desk:
+    """One digest: its tree, who waits for a decision, and who for the first bytes."""
+
+    tree: Tree | None = None
+    pending: list[_Asked] = field(default_factory=list)
+    waiting: list[_Asked] = field(default_factory=list)
+    work: asyncio.Task[None] | None = None
+    complete: Mapping[str, Topology] = field(default_factory=dict)
+    complete_at: float = 0.0
+    used_at: float = 0.0
+
+
+class Relays:
+    """Answers hosts. `run` must be running."""
+
+    def __init__(self, store: TreeStore, lookup: Lookup, membership: Membership) -> None:
+        self._store = store
+        self._lookup = lookup
+        self._membership = membership
+        self._desks: dict[Digest, _Desk] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> NoReturn:
+        """Forget trees that nobody has asked about for a minute, for ever."""
+        try:
+            while True:
+                await asyncio.sleep(FORGET_SECONDS / 4)
+                old = time.time() - FORGET_SECONDS
+                for digest, desk in list(self._desks.items()):
+                    if desk.used_at < old and desk.work is None and not desk.waiting:
+                        del self._desks[digest]
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    async def answer(self, digest: Digest, ask: Ask) -> tuple[Answer, float]:
+        """Tell a host where it gets a blob, and in how many seconds it should tell how far it is."""
+        self._membership.require_loaded()
+        desk = self._desks.setdefault(digest, _Desk())
+        desk.used_at = time.time()
+        asked = (ask, asyncio.get_running_loop().create_future())
+        desk.pending.append(asked)
+        self._get_to_work(digest, desk)
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                answer = await asked[1]
+        except TimeoutError:
+            answer = Wait()
+        finally:
+            for line in (desk.waiting, desk.pending):
+                with contextlib.suppress(ValueError):
+                    line.remove(asked)
+        return answer, stay_seconds(desk.tree or Tree())
+
+    def _get_to_work(self, digest: Digest, desk: _Desk) -> None:
+        if desk.work is None:
+            desk.work = asyncio.create_task(self._work(digest, desk))
+            self._tasks.add(desk.work)
+            desk.work.add_done_callback(self._tasks.discard)
+
+    async def _work(self, digest: Digest, desk: _Desk) -> None:
+        try:
+            while desk.pending:
+                await self._serve(digest, desk)
+        except Exception:
+            log.exception("relay_decision_failed", digest=str(digest), remedy="please report this")
+            _settle([*desk.pending, *desk.waiting], lambda _: Refused("internal error"))
+            desk.pending, desk.waiting, desk.tree = [], [], None
+        finally:
+            desk.work = None
+
+    async def _serve(self, digest: Digest, desk: _Desk) -> None:
+        """Answer the next batch; news about the first bytes send those who wait for them back into the queue."""
+        batch = _one_each(desk.pending)
+        before = _news(desk.tree)
+        try:
+            answers = await self._decide(digest, desk, [ask for ask, _ in batch])
+        except BaseException:
+            _settle(batch, lambda _: Refused("internal error"))
+            raise
+        if _news(desk.tree) != before:
+            desk.pending += desk.waiting
+            desk.waiting = []
+        desk.waiting += [asked for asked in batch if isinstance(answers[asked[0].node_id], Wait)]
+        _settle([asked for asked in batch if asked not in desk.waiting], lambda ask: answers[ask.node_id])
+
+    async def _decide(self, digest: Digest, desk: _Desk, asks: Sequence[Ask]) -> Mapping[str, Answer]:
+        for _ in range(SAVE_TRIES):
+            if desk.tree is None:
+                desk.tree = await self._load(digest)
+            answers = decide(desk.tree, asks, await self._view(digest, desk, asks))
+            if not desk.tree.changed:
+                return answers
+            try:
+                if await self._store.save(digest, desk.tree):
+                    return answers
+            except Unavailable:
+                return answers
+            desk.tree = None
+        return {ask.node_id: Wait() for ask in asks}
+
+    async def _load(self, digest: Digest) -> Tree:
+        try:
+            return await self._store.load(digest) if self._store.available else Tree()
+        except Unavailable:
+            return Tree()
+
+    async def _view(self, digest: Digest, desk: _Desk, asks: Sequence[Ask]) -> View:
+        now = time.time()
+        if now - desk.complete_at > COMPLETE_FRESH_SECONDS:
+            [holders], _ = await self._lookup.locate([digest], Question("", asks[0].place, HOLDERS))
+            desk.complete = {holder.node.id: holder.node.topology for holder in holders if holder.complete}
+            desk.complete_at = now
+        return View(now, self._in_service, desk.complete, self._unsteady(asks))
+
+    def _in_service(self, node_id: str) -> bool:
+        member = self._membership.members.get(node_id)
+        return member is not None and member.node.state is NodeState.READY
+
+    def _unsteady(self, asks: Sequence[Ask]) -> set[str]:
+        members = self._membership.members
+        return {ask.node_id for ask in asks if ask.node_id in members and members[ask.node_id].node.flaps}
+
+
+def _settle(line: Sequence[_Asked], answer: Callable[[Ask], Answer]) -> None:
+    for ask, answered in line:
+        if not answered.done():
+            answered.set_result(answer(ask))
+
+
+def _one_each(pending: list[_Asked]) -> list[_Asked]:
+    """Take the first question of each host; a second one is for the next round."""
+    batch: dict[str, _Asked] = {}
+    for asked in pending:
+        batch.setdefault(asked[0].node_id, asked)
+    taken = list(batch.values())
+    pending[:] = [asked for asked in pending if asked not in taken]
+    return taken
+
+
+def _news(tree: Tree | None) -> tuple[object, ...]:
+    """What those who wait are waiting for."""
+    if tree is None:
+        return ()
+    claimant = tree.seats.get(tree.claim.node_id) if tree.claim else None
+    done = sum(1 for seat in tree.seats.values() if seat.done)
+    return tree.claim is None, claimant is not None and claimant.received_bytes > 0, done, tree.refused_until
