@@ -6,6 +6,7 @@ Knows nothing of what the keys mean. Every failure of Redis leaves here as `Unav
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -117,6 +118,7 @@ class RedisLink:
         self._slots = asyncio.Semaphore(_CONNECTIONS)
         self.available = False
         self._reported = False
+        self._closed = False
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> Reply:
         """Run one script.
@@ -153,7 +155,15 @@ class RedisLink:
         return cast(list[object], await self._exchange(execute, CALL_SECONDS)) if commands else []
 
     async def close(self) -> None:
-        """Close all connections, those to the Sentinels too."""
+        """Let running exchanges end, then close all connections, those to the Sentinels too.
+
+        An exchange that loses its connection opens a new one, which would outlive us.
+        """
+        self._closed = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CALL_SECONDS):
+                for _ in range(_CONNECTIONS):
+                    await self._slots.acquire()
         await self._client.aclose()
         pool = self._client.connection_pool
         if isinstance(pool, SentinelConnectionPool):
@@ -161,6 +171,8 @@ class RedisLink:
                 await sentinel.aclose()
 
     async def _exchange(self, operation: Callable[[], Awaitable[object]], timeout_seconds: float) -> object:
+        if self._closed:
+            raise Unavailable("Redis", "this tracker is stopping")
         task = asyncio.current_task()
         cancels = task.cancelling() if task else 0
         try:
