@@ -18,6 +18,7 @@ from stafett.common.errors import BlobUnknown, CorruptContent, ManifestUnknown, 
 from stafett.common.oci import MANIFEST_MAX_BYTES, Descriptor, Index, Manifest, parse_manifest
 from stafett.common.oci_layout import BlobWriter
 from stafett.common.reference import Reference
+from stafett.common.service import version
 
 ACCEPT = ", ".join((oci.OCI_INDEX, oci.OCI_MANIFEST, oci.DOCKER_LIST, oci.DOCKER_MANIFEST))
 TIMEOUT = httpx2.Timeout(30.0, connect=5.0)
@@ -60,7 +61,10 @@ class RegistryClient:
         self._tally = tally
         # Offsets count the stored bytes, so nobody on the way may compress them.
         self._http = httpx2.AsyncClient(
-            timeout=TIMEOUT, trust_env=False, follow_redirects=True, headers={"Accept-Encoding": "identity"}
+            timeout=TIMEOUT,
+            trust_env=False,
+            follow_redirects=True,
+            headers={"Accept-Encoding": "identity", "User-Agent": f"stafett/{version()}"},
         )
 
     async def __aenter__(self) -> RegistryClient:

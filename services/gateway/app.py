@@ -30,8 +30,10 @@ from stafett.gateway.own_content import OwnContent
 from stafett.gateway.quarantine import Quarantine
 from stafett.gateway.relay import Relay
 from stafett.gateway.routes import build_routes
+from stafett.gateway.seats import Seats
 from stafett.gateway.selection import ALGORITHMS, Asking
 from stafett.gateway.settings import GatewaySettings
+from stafett.gateway.sourcing import Sourcing
 from stafett.gateway.tags import Port, Tags
 from stafett.gateway.upstream_probe import UpstreamProbe
 
@@ -68,7 +70,7 @@ async def _run(
     asking = Asking(settings.node_id, settings.topology)
     channel = tracker_channel(settings.tracker, settings.tls)
     tracker = GrpcTracker(channel, asking)
-    peers = GrpcPeers(settings.tls)
+    peers = GrpcPeers(settings.tls, node_id=settings.node_id)
     own_node = OwnNode(settings.node_address, settings.tls)
     probe = UpstreamProbe(settings.upstream_urls, settings.upstream_proxy)
     expectations = Expectations(own_node)
@@ -90,11 +92,14 @@ async def _run(
             root = Path(settings.content_root) if settings.content_root else None
             disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
             own = OwnContent(own_node, settings.node_id, settings.node_address, root, peers, disk)
+            seats = Seats(tracker, own_node, group)
+            sourcing = Sourcing(relay, seats, follow=settings.follow)
             content = Content(
                 AccessRules(settings.allow, settings.deny, settings.default_registry, settings.max_requests),
                 own,
                 relay,
-                Manifests(own, relay),
+                sourcing,
+                Manifests(own, relay, sourcing),
                 Tags(tracker, probe, peers_first=settings.tags == "peers"),
                 expectations,
                 metrics,
@@ -107,6 +112,7 @@ async def _run(
             log.info("listening", ports={port.value: number for number, port in ports.items()})
             app = Starlette(routes=build_routes(content, relay, own_node, metrics))
             await _serve_http(app, sockets, settings.stop_grace_seconds, stopping)
+            seats.stop()
             for task in endless:
                 task.cancel()
     finally:

@@ -30,15 +30,19 @@ from stafett.gateway.manifests import Document, Manifests
 from stafett.gateway.metrics import LOCAL, SOURCE_OF_TIER, GatewayMetrics
 from stafett.gateway.oci_errors import error_body, error_response
 from stafett.gateway.own_content import OwnContent
-from stafett.gateway.relay import FIRST_PIECE_SECONDS, Relay, Transfer
+from stafett.gateway.relay import Relay
 from stafett.gateway.request_path import ContentPath, Kind, parse_content_path
-from stafett.gateway.selection import agreed_size
+from stafett.gateway.sources import FIRST_PIECE_SECONDS
+from stafett.gateway.sourcing import Sourcing
 from stafett.gateway.tags import Port, Tags
+from stafett.gateway.transfer import Transfer
 
 log = structlog.get_logger()
 
 BLOB_TYPE = "application/octet-stream"
 EMPTY = Digest.of(b"")
+RUNTIMES = ("containerd/", "stafett/")
+"""User agents of clients that receive into the host's store."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ class Request:
     range: str | None
     from_containerd: bool
 
+    @property
+    def receiving(self) -> bool:
+        """Whether the host's store may have a download open for it."""
+        return self.from_containerd and not self.head
+
 
 class Content:
     """An ASGI application for everything below /v2/."""
@@ -75,6 +84,7 @@ class Content:
         rules: AccessRules,
         own: OwnContent,
         relay: Relay,
+        sourcing: Sourcing,
         manifests: Manifests,
         tags: Tags,
         expectations: Expectations,
@@ -84,6 +94,7 @@ class Content:
         self._rules = rules
         self._own = own
         self._relay = relay
+        self._sourcing = sourcing
         self._manifests = manifests
         self._tags = tags
         self._expectations = expectations
@@ -128,7 +139,7 @@ class Content:
         self._rules.check(path)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         agent = headers.get(b"user-agent", "")
-        return Request(path, scope["method"] == "HEAD", headers.get(b"range"), agent.startswith("containerd/"))
+        return Request(path, scope["method"] == "HEAD", headers.get(b"range"), agent.startswith(RUNTIMES))
 
     async def _answer(self, request: Request, exchange: Exchange, port: Port) -> Outcome:
         if request.path.digest is None:
@@ -148,7 +159,7 @@ class Content:
     async def _manifest(
         self, request: Request, digest: Digest, exchange: Exchange, extra: Mapping[str, str]
     ) -> Outcome:
-        document = await self._manifests.get(digest)
+        document = await self._manifests.get(digest, receiving=request.receiving, image=request.path.image)
         await self._locate_children(request, document)
         headers = {
             **_headers(request.path, digest, document.parsed.media_type, document.source, document.node_id),
@@ -203,23 +214,25 @@ class Content:
             own.close()
 
     async def _peer_blob(self, request: Request, digest: Digest, exchange: Exchange) -> Outcome:
-        candidates = await self._relay.candidates(digest)
-        if not candidates:
+        found = await self._sourcing.find(digest, receiving=request.receiving, image=request.path.image)
+        if found is None:
             raise BlobUnknown(digest)
-        size = agreed_size(candidates)
+        sources, size = found
         span = resolve_range(request.range, size)
-        transfer = Transfer(self._relay, digest, size, span)
         if request.head:
-            best = candidates[0]
+            best = await sources.next()
             status, headers = _blob_head(request.path, digest, size, span, SOURCE_OF_TIER[best.tier], best.node.id)
             await exchange.finish_head(status, headers)
             return Outcome.HIT
+        if span.length == size and sources.one_stream:
+            span = Span(0, size, False)  # several streams of one blob would each need a place in its tree
+        transfer = Transfer(self._relay, digest, size, span, sources)
         pieces = transfer.pieces()
         try:
             first = await transfer.first_piece(pieces)
-            server = transfer.served_by or candidates[0]
-            source = SOURCE_OF_TIER[server.tier]
-            status, headers = _blob_head(request.path, digest, size, span, source, server.node.id)
+            server = transfer.served_by
+            source, node_id = (SOURCE_OF_TIER[server.tier], server.node.id) if server else (LOCAL, "")
+            status, headers = _blob_head(request.path, digest, size, span, source, node_id)
             await exchange.start(status, headers)
             return await exchange.stream(first, pieces, lambda length: self._count_peer_bytes(transfer, length))
         finally:

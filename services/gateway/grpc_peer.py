@@ -22,6 +22,15 @@ READ_SECONDS = 4 * 3600.0
 OWN_NODE_SECONDS = 0.3
 
 
+@dataclass(frozen=True, slots=True)
+class Receiving:
+    """What the host has of a blob: full size (0: not known), bytes from the start, open downloads (0: it is whole)."""
+
+    size_bytes: int
+    available_bytes: int
+    open_ingests: int
+
+
 @dataclass
 class _PeerChannel:
     channel: grpc.aio.Channel
@@ -32,14 +41,19 @@ class _PeerChannel:
 class GrpcPeers:
     """Adapter of `ports.PeerReader`; keeps a channel to each of the peers used last."""
 
-    def __init__(self, tls: TlsFiles | None, channels_max: int = 256) -> None:
+    def __init__(self, tls: TlsFiles | None, channels_max: int = 256, node_id: str = "") -> None:
         self._tls = tls
+        self._node_id = node_id
         self._channels_max = channels_max
         self._channels: OrderedDict[Address, _PeerChannel] = OrderedDict()
 
-    async def read(self, node: Node, digest: Digest, offset: int, length: int) -> AsyncGenerator[Frame, None]:
+    async def read(
+        self, node: Node, digest: Digest, offset: int, length: int, *, follow: bool = False
+    ) -> AsyncGenerator[Frame, None]:
         """See `ports.PeerReader`."""
-        request = node_pb2.ReadRequest(digest=str(digest), offset=offset, length=length)
+        request = node_pb2.ReadRequest(
+            digest=str(digest), offset=offset, length=length, follow=follow, reader=self._node_id
+        )
         peer = self._of(node.address)
         peer.streams += 1
         call = peer.read(request, timeout=READ_SECONDS)
@@ -78,6 +92,7 @@ class OwnNode:
     """The node of the gateway's host."""
 
     def __init__(self, address: Address, tls: TlsFiles | None) -> None:
+        self.address = address
         self._channel = peer_channel(address, tls)
         self._stub = node_pb2_grpc.BlobServiceStub(self._channel)
         self.reachable = False
@@ -91,6 +106,27 @@ class OwnNode:
             return None
         self.reachable = True
         return answer.info.size_bytes if answer.info.complete else None
+
+    async def receiving(self, digest: Digest, beyond_bytes: int = 0, wait_seconds: float = 0.0) -> Receiving | None:
+        """Tell what the host has of a blob, after waiting for more than so many bytes; None if it has nothing.
+
+        Raises Unavailable: if the node is away.
+        """
+        request = node_pb2.StatRequest(
+            digest=str(digest), unfinished=True, beyond_bytes=beyond_bytes, wait_ms=round(wait_seconds * 1000)
+        )
+        try:
+            answer = await self._stub.Stat(request, timeout=OWN_NODE_SECONDS + wait_seconds)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            raise errors.Unavailable("own node", error.code().name) from error
+        return Receiving(answer.info.size_bytes, answer.info.available_bytes, answer.open_ingests)
+
+    async def note_ancestors(self, digest: Digest, ancestors: Sequence[str]) -> None:
+        """Tell the node from whom its host gets a blob. Raises Unavailable: if it is away."""
+        request = node_pb2.NoteAncestorsRequest(digest=str(digest), ancestors=ancestors)
+        await self._tell(self._stub.NoteAncestors(request, timeout=OWN_NODE_SECONDS))
 
     async def expect(self, digests: Sequence[Digest]) -> None:
         """Tell the node what its host is pulling. Raises Unavailable: if it is away."""

@@ -18,7 +18,16 @@ from stafett.common.cluster import Holder, Node
 from stafett.common.digest import Digest
 from stafett.common.errors import DigestInvalid, ManifestUnknown, Unavailable
 from stafett.common.grpc_transport import CONTROL_DEADLINE_SECONDS
-from stafett.gateway.ports import PeerTally, TagTarget
+from stafett.gateway.ports import (
+    PeerTally,
+    RelayAnswer,
+    RelayAsk,
+    RelayFetch,
+    RelayFollow,
+    RelayRefused,
+    RelayWait,
+    TagTarget,
+)
 from stafett.gateway.selection import Asking
 
 log = structlog.get_logger()
@@ -26,6 +35,8 @@ log = structlog.get_logger()
 CALL_SECONDS = 0.25
 CALL_TRIES = 2
 """A frozen replica costs one try: round robin sends the next one elsewhere."""
+RELAY_SECONDS = 2.0
+"""A tracker may keep the question for a second, and ask another one first."""
 TAG_SECONDS = 1.0
 """Tags are asked for when upstream is dead: better late than not."""
 WATCH_SECONDS = 3600.0
@@ -59,6 +70,28 @@ class GrpcTracker:
         for tries_left in reversed(range(CALL_TRIES)):
             try:
                 return await self._stub.Locate(request, timeout=CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                _raise_unless_retriable(error, tries_left)
+        raise AssertionError("the last try returns or raises")
+
+    async def relay(self, ask: RelayAsk) -> tuple[RelayAnswer, float]:
+        """See `ports.Tracker`."""
+        request = tracker_pb2.RelayRequest(
+            digest=str(ask.digest),
+            node_id=self._asking.node_id,
+            topology=wire.topology_to_wire(self._asking.topology),
+            size_bytes=ask.size_bytes,
+            received_bytes=ask.received_bytes,
+            ingest_open=ask.ingest_open,
+            phase=tracker_pb2.RelayPhase.ValueType(ask.phase.value),
+            parent=ask.parent,
+            token=ask.token,
+            left=[tracker_pb2.LeftParent(node_id=node_id, failed=failed) for node_id, failed in ask.left.items()],
+        )
+        for tries_left in reversed(range(CALL_TRIES)):
+            try:
+                answer = await self._stub.Relay(request, timeout=RELAY_SECONDS)
+                return _relay_answer(answer), answer.again_after_ms / 1000
             except grpc.aio.AioRpcError as error:
                 _raise_unless_retriable(error, tries_left)
         raise AssertionError("the last try returns or raises")
@@ -127,6 +160,19 @@ class GrpcTracker:
                 call.cancel()
             await asyncio.sleep(backoff_seconds(attempt, cap=2.0, rng=rng))
             attempt += 1
+
+
+def _relay_answer(answer: tracker_pb2.RelayResponse) -> RelayAnswer:
+    match answer.WhichOneof("answer"):
+        case "follow":
+            parent = answer.follow
+            return RelayFollow(wire.node_from_wire(parent.node), parent.complete, tuple(parent.ancestors))
+        case "fetch":
+            return RelayFetch(answer.fetch.token)
+        case "refused":
+            return RelayRefused(answer.refused.reason)
+        case _:
+            return RelayWait()
 
 
 def _apply(response: tracker_pb2.WatchResponse, nodes: dict[str, Node]) -> None:

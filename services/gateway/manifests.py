@@ -14,8 +14,9 @@ from stafett.common.oci import MANIFEST_MAX_BYTES, Index, Manifest, parse_manife
 from stafett.gateway.byte_range import Span
 from stafett.gateway.metrics import LOCAL, SOURCE_OF_TIER
 from stafett.gateway.own_content import OwnContent
-from stafett.gateway.relay import Relay, Transfer
-from stafett.gateway.selection import agreed_size
+from stafett.gateway.relay import Relay
+from stafett.gateway.sourcing import Sourcing
+from stafett.gateway.transfer import Transfer
 
 MEMORY_BYTES = 16 * 1024 * 1024
 FETCH_SECONDS = 2.0
@@ -36,14 +37,15 @@ class Document:
 class Manifests:
     """Fetches manifests by digest: from memory, the own store, or a holder."""
 
-    def __init__(self, own: OwnContent, relay: Relay) -> None:
+    def __init__(self, own: OwnContent, relay: Relay, sourcing: Sourcing) -> None:
         self._own = own
         self._relay = relay
+        self._sourcing = sourcing
         self._memory: OrderedDict[Digest, Document] = OrderedDict()
         self._memory_bytes = 0
 
-    async def get(self, digest: Digest) -> Document:
-        """Fetch and verify a manifest.
+    async def get(self, digest: Digest, *, receiving: bool = False, image: str = "") -> Document:
+        """Fetch and verify a manifest; `receiving` and `image` as in `Sourcing.find`.
 
         Raises:
             ManifestUnknown: if nobody delivers it in time. ManifestInvalid: if the content is no manifest.
@@ -52,8 +54,8 @@ class Manifests:
             self._memory.move_to_end(digest)
             return self._memory[digest]
         try:
-            async with asyncio.timeout(FETCH_SECONDS):
-                document = await self._from_own(digest) or await self._from_peers(digest)
+            async with asyncio.timeout(FETCH_SECONDS) as limit:
+                document = await self._from_own(digest) or await self._from_peers(digest, receiving, image, limit)
         except (TimeoutError, BlobUnknown) as error:
             raise ManifestUnknown(digest) from error
         self._remember(document)
@@ -71,13 +73,15 @@ class Manifests:
             return None
         return Document(digest, content, parse_manifest(content), LOCAL, "")
 
-    async def _from_peers(self, digest: Digest) -> Document:
+    async def _from_peers(self, digest: Digest, receiving: bool, image: str, limit: asyncio.Timeout) -> Document:
         for _ in range(CORRUPT_TRIES):
-            candidates = await self._relay.candidates(digest)
-            if not candidates:
+            found = await self._sourcing.find(digest, receiving=receiving, image=image)
+            if found is None:
                 break
-            size = _acceptable(agreed_size(candidates))
-            transfer = Transfer(self._relay, digest, size, Span(0, size, False))
+            sources, size = found
+            limit.reschedule(asyncio.get_running_loop().time() + max(FETCH_SECONDS, sources.first_piece_seconds))
+            span = Span(0, _acceptable(size), False)
+            transfer = Transfer(self._relay, digest, size, span, sources)
             try:
                 content = await _whole(transfer.pieces())
             except CorruptContent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 from stafett.common.blob_codec import Frame
@@ -35,6 +36,60 @@ class PeerTally:
     corrupt: set[Digest] = field(default_factory=set)
 
 
+class RelayPhase(Enum):
+    """What the host is doing with a blob, see `RelayPhase` in tracker.proto."""
+
+    ENTER = 1
+    STAY = 2
+    DONE = 3
+    LEAVE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RelayAsk:
+    """What the host tells of a blob that it is receiving, see `RelayRequest` in tracker.proto."""
+
+    digest: Digest
+    phase: RelayPhase
+    size_bytes: int
+    received_bytes: int
+    ingest_open: bool = False
+    parent: str = ""
+    token: int = 0
+    left: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayFollow:
+    """Get the blob from this node, which has all of it or is receiving it from those ancestors."""
+
+    node: Node
+    complete: bool
+    ancestors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RelayFetch:
+    """The host alone fetches it from upstream."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class RelayWait:
+    """Ask again: the first bytes are awaited."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayRefused:
+    """Nobody can tell; the client gets it wherever it likes."""
+
+    reason: str
+
+
+RelayAnswer = RelayFollow | RelayFetch | RelayWait | RelayRefused
+
+
 class Tracker(Protocol):
     """Where holders are found."""
 
@@ -44,6 +99,10 @@ class Tracker(Protocol):
         Raises:
             Unavailable: if no tracker answers in time.
         """
+        ...
+
+    async def relay(self, ask: RelayAsk) -> tuple[RelayAnswer, float]:
+        """Tell where the host gets a blob, and in how many seconds to tell how far it is. Raises Unavailable."""
         ...
 
     async def resolve_tag(self, name: str) -> TagTarget:
@@ -58,8 +117,12 @@ class Tracker(Protocol):
 class PeerReader(Protocol):
     """Where bytes come from."""
 
-    def read(self, node: Node, digest: Digest, offset: int, length: int) -> AsyncGenerator[Frame, None]:
+    def read(
+        self, node: Node, digest: Digest, offset: int, length: int, *, follow: bool = False
+    ) -> AsyncGenerator[Frame, None]:
         """Stream frames of a blob from a node: BlobInfo first, then data; ends after `length` bytes.
+
+        With `follow` also of one that the node is still receiving, as it comes, with `Waiting` while nothing does.
 
         Closing the generator ends the stream at the node. Raises Unavailable, Overloaded, BlobUnknown, Draining,
         RangeUnsatisfiable.

@@ -56,6 +56,11 @@ class GatewaySettings(ServiceSettings):
     selection: Literal["nearest", "least-loaded", "rendezvous"] = Field(
         "nearest", description="How a holder is chosen: by topology and cost, by open streams, or the same for all."
     )
+    follow: bool = Field(
+        True,
+        description="Share blobs while they are being received, and let one host of all fetch them from upstream; "
+        "false: only complete blobs are shared.",
+    )
     stall_timeout_seconds: float = Field(
         1.0,
         ge=0.1,

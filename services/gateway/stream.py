@@ -16,6 +16,9 @@ from stafett.gateway.ports import PeerReader
 from stafett.gateway.selection import Candidate
 
 STALLED = "stalled"
+WAITED = "nothing new"
+"""Why a parent is left that lives, but itself gets no bytes."""
+WAIT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +85,9 @@ class Stream:
         except TimeoutError as error:
             self._page.stream_failed(self._book.clock())
             raise Unavailable(self.candidate.node.id, STALLED) from error
-        except Unavailable:
-            self._page.stream_failed(self._book.clock())
+        except Unavailable as error:
+            if error.reason != WAITED:
+                self._page.stream_failed(self._book.clock())
             raise
         finally:
             self._page.close_stream(self.pace.seconds_per_mib, self._book.clock())
@@ -91,7 +95,8 @@ class Stream:
     async def _watched(self) -> AsyncGenerator[memoryview, None]:
         wanted, node_id = self._wanted, self.candidate.node.id
         left = wanted.length
-        reading = self._reader.read(self.candidate.node, wanted.digest, wanted.offset, wanted.length)
+        follow = not self.candidate.holder.complete
+        reading = self._reader.read(self.candidate.node, wanted.digest, wanted.offset, wanted.length, follow=follow)
         async with aclosing(reading) as frames:
             asked_at = self._book.clock()
             while left > 0:
@@ -100,9 +105,12 @@ class Stream:
                 if frame is None:
                     raise Unavailable(node_id, "the stream ended early")
                 if isinstance(frame, BlobInfo):
-                    if frame.size_bytes != wanted.size_bytes:
+                    if frame.size_bytes != wanted.size_bytes and (frame.complete or frame.size_bytes):
                         raise Unavailable(node_id, f"it states {frame.size_bytes} bytes, others {wanted.size_bytes}")
-                elif not isinstance(frame, Waiting):
+                elif isinstance(frame, Waiting):
+                    if self._book.clock() - asked_at > WAIT_SECONDS:
+                        raise Unavailable(node_id, WAITED)
+                else:
                     left -= len(frame)
                     if left < 0:
                         raise Unavailable(node_id, "it sent more than was asked for")

@@ -13,7 +13,7 @@ from stafett.common.cluster import Address, Holder, Node, NodeState
 from stafett.common.digest import Digest
 from stafett.common.errors import ManifestUnknown, Unavailable
 from stafett.common.topology import Topology
-from stafett.gateway.ports import PeerTally, TagTarget
+from stafett.gateway.ports import PeerTally, RelayAnswer, RelayAsk, TagTarget
 
 CHUNK = 1000
 
@@ -51,7 +51,9 @@ class FakePeers:
     asked: list[tuple[str, int]] = field(default_factory=list)
     open_now: int = 0
 
-    async def read(self, node: Node, digest: Digest, offset: int, length: int) -> AsyncGenerator[Frame, None]:
+    async def read(
+        self, node: Node, digest: Digest, offset: int, length: int, *, follow: bool = False
+    ) -> AsyncGenerator[Frame, None]:
         script = self.scripts[node.id]
         self.asked.append((node.id, offset))
         self.open_now += 1
@@ -93,6 +95,9 @@ class FakeTracker:
     """Digests that it cannot tell anything of now."""
     calls: list[tuple[Digest, ...]] = field(default_factory=list)
     reports: list[Mapping[str, PeerTally]] = field(default_factory=list)
+    answers: list[RelayAnswer] = field(default_factory=list)
+    """What it says when asked where to get a blob, one after the other."""
+    asked: list[RelayAsk] = field(default_factory=list)
 
     async def report(self, tallies: Mapping[str, PeerTally]) -> None:
         if self.away:
@@ -105,6 +110,13 @@ class FakeTracker:
         if self.away:
             raise Unavailable("tracker", "away")
         return {digest: self.holders.get(digest, ()) for digest in digests if digest not in self.untold}
+
+    async def relay(self, ask: RelayAsk) -> tuple[RelayAnswer, float]:
+        self.asked.append(ask)
+        await asyncio.sleep(0)
+        if self.away or not self.answers:
+            raise Unavailable("tracker", "away")
+        return self.answers.pop(0), 60.0
 
     async def resolve_tag(self, name: str) -> TagTarget:
         if self.away:

@@ -18,8 +18,9 @@ from stafett.gateway.locator import Locator
 from stafett.gateway.metrics import GatewayMetrics
 from stafett.gateway.outcomes import Outcomes
 from stafett.gateway.quarantine import Quarantine
-from stafett.gateway.relay import Relay, Transfer
+from stafett.gateway.relay import Relay
 from stafett.gateway.selection import Asking, nearest
+from stafett.gateway.transfer import Transfer
 from tests.unit.gateway.cluster import CHUNK, FakePeers, FakeTracker, Script, content_of, holder
 
 CONTENT = content_of(10 * CHUNK + 77)

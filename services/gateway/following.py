@@ -1,0 +1,159 @@
+"""A blob that is still spreading: the trackers say from whom this host gets it, and it tells them how far it is.
+
+Chooses nothing itself. Where no tracker answers, the ranked holders are asked as for any other blob.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import structlog
+
+from stafett.common.cluster import Holder, Node
+from stafett.common.digest import Digest
+from stafett.common.errors import BlobUnknown, StafettError, Unavailable
+from stafett.common.topology import Tier, tier_between
+from stafett.gateway.grpc_peer import Receiving
+from stafett.gateway.ports import RelayAnswer, RelayAsk, RelayFetch, RelayFollow, RelayPhase, RelayWait
+from stafett.gateway.relay import Relay
+from stafett.gateway.seats import Seats
+from stafett.gateway.selection import Candidate
+from stafett.gateway.sources import RankedSources, waited
+
+log = structlog.get_logger()
+
+FIRST_PIECE_SECONDS = 12.0
+"""Bytes from upstream, through another host, may take ten seconds; the trackers watch over that."""
+ASKS_MAX = 32
+
+
+class TreeSources:
+    """The parents that the trackers name, one after the other. See `sources.Sources`."""
+
+    def __init__(self, relay: Relay, seats: Seats, digest: Digest, state: Receiving, image: str) -> None:
+        self._relay = relay
+        self._seats = seats
+        self._digest = digest
+        self._state = state
+        self._image = image
+        self._ranked = RankedSources(relay, digest)
+        self._left: dict[str, bool] = {}
+        self._asks = 0
+        self._share = state.open_ingests > 1 and seats.busy(digest)
+        self._parent: Candidate | None = None
+        self._better: Candidate | None = None
+        self._staying: asyncio.Task[None] | None = None
+        self._counted = contextlib.ExitStack()
+        self._fetching = False
+        self.position = 0
+
+    @property
+    def first_piece_seconds(self) -> float:
+        """See `Sources`."""
+        return FIRST_PIECE_SECONDS
+
+    @property
+    def one_stream(self) -> bool:
+        """See `Sources`."""
+        return True
+
+    async def next(self) -> Candidate:
+        """See `Sources`."""
+        if self._share:
+            self._share = False
+            return self._own_host()
+        better, self._better = self._better, None
+        self._parent = better or await self._ask_until_told()
+        if self._staying is None:
+            self._counted.enter_context(self._seats.receiving(self._digest))
+            self._staying = asyncio.create_task(self._stay())
+        return self._parent
+
+    def other_than(self, asked: Candidate) -> Candidate | None:
+        """See `Sources`; only complete holders are compared with each other."""
+        return self._ranked.other_than(asked) if asked.holder.complete else None
+
+    def wants_to_leave(self, serving: Candidate) -> bool:
+        """See `Sources`."""
+        return self._better is not None and self._better.node.id != serving.node.id
+
+    def left(self, candidate: Candidate, reason: StafettError | None) -> None:
+        """See `Sources`."""
+        self._ranked.left(candidate, reason)
+        self._left[candidate.node.id] = reason is not None and not waited(reason)
+
+    async def close(self, *, finished: bool) -> None:
+        """See `Sources`."""
+        if self._staying is not None:
+            self._staying.cancel()
+            await asyncio.wait([self._staying])
+        self._counted.close()
+        if self._asks and not self._fetching:
+            self._seats.tell(self._told(RelayPhase.DONE if finished else RelayPhase.LEAVE))
+
+    async def _ask_until_told(self) -> Candidate:
+        while self._asks < ASKS_MAX:
+            self._asks += 1
+            asked_at = time.monotonic()
+            try:
+                answer, _ = await self._seats.tracker.relay(self._told(RelayPhase.ENTER))
+            except Unavailable:
+                return await self._ranked.next()
+            if isinstance(answer, RelayWait) and self.position == 0:
+                self._seats.note_wait(self._image, time.monotonic() - asked_at)
+                if not self._seats.may_wait(self._image):
+                    break
+            elif not isinstance(answer, RelayWait):
+                return await self._accept(answer)
+        raise BlobUnknown(self._digest)
+
+    async def _accept(self, answer: RelayAnswer) -> Candidate:
+        """Take the parent that a tracker names. Raises BlobUnknown: when it names none."""
+        if isinstance(answer, RelayFollow):
+            await self._note_ancestors(answer)
+            return self._candidate(answer)
+        if isinstance(answer, RelayFetch):
+            self._fetching = True
+            self._seats.fetch(self._digest, self._state.size_bytes, self.position, answer.token)
+        raise BlobUnknown(self._digest)
+
+    async def _note_ancestors(self, answer: RelayFollow) -> None:
+        with contextlib.suppress(Unavailable):
+            await self._seats.own_node.note_ancestors(self._digest, [answer.node.id, *answer.ancestors])
+
+    async def _stay(self) -> None:
+        """Tell how far the host is, as often as the trackers want it; they may name a better parent."""
+        again_after_seconds = 1.0
+        while True:
+            await asyncio.sleep(again_after_seconds)
+            try:
+                answer, again_after_seconds = await self._seats.tracker.relay(self._told(RelayPhase.STAY))
+            except Unavailable:
+                continue
+            serving = self._parent.node.id if self._parent else ""
+            if isinstance(answer, RelayFollow) and answer.node.id != serving:
+                await self._note_ancestors(answer)
+                log.info("parent_changed", digest=str(self._digest), old=serving, new=answer.node.id)
+                self._better = self._candidate(answer)
+
+    def _told(self, phase: RelayPhase) -> RelayAsk:
+        parent = self._parent.node.id if self._parent else ""
+        received = self._state.size_bytes if phase is RelayPhase.DONE else self.position
+        return RelayAsk(
+            self._digest, phase, self._state.size_bytes, received, ingest_open=True, parent=parent, left=self._left
+        )
+
+    def _candidate(self, answer: RelayFollow) -> Candidate:
+        holder = Holder(answer.node, self._state.size_bytes, answer.complete)
+        known = [each for each in self._relay.ranked(self._digest, [holder]) if answer.complete]
+        return known[0] if known else Candidate(holder, self._tier(answer.node))
+
+    def _own_host(self) -> Candidate:
+        """Follow the other client of this host that gets the same blob."""
+        node = Node(self._relay.asking.node_id, 0, self._seats.own_node.address)
+        return Candidate(Holder(node, self._state.size_bytes, complete=False), Tier.HOST)
+
+    def _tier(self, node: Node) -> Tier:
+        return tier_between(self._relay.asking.topology, node.topology)

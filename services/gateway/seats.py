@@ -1,0 +1,137 @@
+"""This host's part in relay trees: what it receives, what it fetches from upstream, how long clients waited.
+
+Trackers decide; this module tells them how far the host is. A claim is watched through the own node, as the bytes from
+upstream do not pass through the gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from stafett.common.digest import Digest
+from stafett.common.errors import Unavailable
+from stafett.gateway.grpc_peer import OwnNode
+from stafett.gateway.ports import RelayAsk, RelayFetch, RelayPhase, Tracker
+
+log = structlog.get_logger()
+
+GROWTH_WAIT_SECONDS = 1.0
+PATIENCE_SECONDS = 15.0
+"""So long the clients of one image wait for first bytes in all; then they are sent elsewhere."""
+PATIENCE_BACK_SECONDS = 60.0
+
+
+class Seats:
+    """What a gateway is receiving for its host. `group` owns what goes on after a response has ended."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        own_node: OwnNode,
+        group: asyncio.TaskGroup,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.tracker = tracker
+        self.own_node = own_node
+        self._group = group
+        self._clock = clock
+        self._claims: dict[Digest, asyncio.Task[None]] = {}
+        self._receiving: Counter[Digest] = Counter()
+        self._waited: dict[str, tuple[float, float]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def busy(self, digest: Digest) -> bool:
+        """Tell whether another client of this host is already getting the blob."""
+        return digest in self._claims or self._receiving[digest] > 0
+
+    @contextmanager
+    def receiving(self, digest: Digest) -> Iterator[None]:
+        """Count a client while it gets the blob from other hosts."""
+        self._receiving[digest] += 1
+        try:
+            yield
+        finally:
+            self._receiving[digest] -= 1
+            if not self._receiving[digest]:
+                del self._receiving[digest]
+
+    def tell(self, ask: RelayAsk) -> None:
+        """Tell the trackers something that needs no answer."""
+        self._go_on(self._tell(ask))
+
+    def fetch(self, digest: Digest, size_bytes: int, received_bytes: int, token: int) -> None:
+        """Watch what the host fetches from upstream under a claim, and tell the trackers how far it is."""
+        if digest not in self._claims:
+            ask = RelayAsk(digest, RelayPhase.STAY, size_bytes, received_bytes, token=token)
+            self._claims[digest] = self._go_on(self._watch(ask))
+
+    def may_wait(self, image: str) -> bool:
+        """Tell whether the clients of an image have any patience left."""
+        since, seconds = self._waited.get(image, (0.0, 0.0))
+        return seconds < PATIENCE_SECONDS or self._clock() - since > PATIENCE_BACK_SECONDS
+
+    def note_wait(self, image: str, seconds: float) -> None:
+        """Count what a client of an image has waited."""
+        now = self._clock()
+        since, so_far = self._waited.get(image, (now, 0.0))
+        if now - since > PATIENCE_BACK_SECONDS:
+            since, so_far = now, 0.0
+        self._waited = {name: entry for name, entry in self._waited.items() if now - entry[0] <= PATIENCE_BACK_SECONDS}
+        self._waited[image] = (since, so_far + seconds)
+
+    def stop(self) -> None:
+        """End what goes on."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _go_on(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = self._group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _tell(self, ask: RelayAsk) -> None:
+        try:
+            await self.tracker.relay(ask)
+        except Unavailable as error:
+            log.info("relay_not_told", digest=str(ask.digest), phase=ask.phase.name, reason=error.reason)
+
+    async def _watch(self, ask: RelayAsk) -> None:
+        digest, size, received = ask.digest, ask.size_bytes, ask.received_bytes
+        log.info("fetching_from_upstream", digest=str(digest), offset=received)
+        phase = RelayPhase.LEAVE
+        try:
+            while True:
+                state = await self.own_node.receiving(digest, received, GROWTH_WAIT_SECONDS)
+                if state is None:
+                    break
+                if state.open_ingests == 0:
+                    phase, received = RelayPhase.DONE, state.size_bytes
+                    break
+                received = max(received, state.available_bytes)
+                if not await self._keep(RelayAsk(digest, RelayPhase.STAY, size, received, token=ask.token)):
+                    return
+        except Unavailable as error:
+            log.warning("claim_given_up", digest=str(digest), reason=error.reason, remedy="the own node must run")
+        finally:
+            del self._claims[digest]
+        await self._tell(RelayAsk(digest, phase, size, received, token=ask.token))
+
+    async def _keep(self, ask: RelayAsk) -> bool:
+        """Tell how far the fetch is, and rest; False if the claim is another's now."""
+        try:
+            answer, again_after_seconds = await self.tracker.relay(ask)
+        except Unavailable:
+            await asyncio.sleep(GROWTH_WAIT_SECONDS)
+            return True
+        if not isinstance(answer, RelayFetch) or answer.token != ask.token:
+            return False
+        if ask.received_bytes:
+            await asyncio.sleep(again_after_seconds)
+        return True
