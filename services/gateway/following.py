@@ -16,7 +16,7 @@ from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, StafettError, Unavailable
 from stafett.common.topology import Tier, tier_between
 from stafett.gateway.grpc_peer import Receiving
-from stafett.gateway.ports import RelayAnswer, RelayAsk, RelayFetch, RelayFollow, RelayPhase, RelayWait
+from stafett.gateway.ports import RelayAnswer, RelayAsk, RelayFetch, RelayFollow, RelayPhase, RelayRefused, RelayWait
 from stafett.gateway.relay import Relay
 from stafett.gateway.seats import Seats
 from stafett.gateway.selection import Candidate
@@ -99,11 +99,13 @@ class TreeSources:
             asked_at = time.monotonic()
             try:
                 answer, _ = await self._seats.tracker.relay(self._told(RelayPhase.ENTER))
-            except Unavailable:
+            except Unavailable as error:
+                log.info("no_tree", digest=str(self._digest), reason=error.reason)
                 return await self._ranked.next()
             if isinstance(answer, RelayWait) and self.position == 0:
                 self._seats.note_wait(self._image, time.monotonic() - asked_at)
                 if not self._seats.may_wait(self._image):
+                    log.info("not_waited_longer", digest=str(self._digest), image=self._image)
                     break
             elif not isinstance(answer, RelayWait):
                 return await self._accept(answer)
@@ -117,6 +119,8 @@ class TreeSources:
         if isinstance(answer, RelayFetch):
             self._fetching = True
             self._seats.fetch(self._digest, self._state.size_bytes, self.position, answer.token)
+        elif isinstance(answer, RelayRefused):
+            log.info("not_relayed", digest=str(self._digest), reason=answer.reason)
         raise BlobUnknown(self._digest)
 
     async def _note_ancestors(self, answer: RelayFollow) -> None:

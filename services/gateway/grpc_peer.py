@@ -20,6 +20,8 @@ from stafett.common.grpc_transport import TlsFiles, peer_channel
 READ_SECONDS = 4 * 3600.0
 """Deadline of a whole stream; silence is noticed much earlier, by the relay."""
 OWN_NODE_SECONDS = 0.3
+RECEIVING_SECONDS = 1.0
+"""What the host is receiving decides whether upstream is asked: worth waiting for a busy node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ class OwnNode:
             digest=str(digest), unfinished=True, beyond_bytes=beyond_bytes, wait_ms=round(wait_seconds * 1000)
         )
         try:
-            answer = await self._stub.Stat(request, timeout=OWN_NODE_SECONDS + wait_seconds)
+            answer = await self._stub.Stat(request, timeout=RECEIVING_SECONDS + wait_seconds)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return None

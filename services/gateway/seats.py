@@ -7,10 +7,12 @@ upstream do not pass through the gateway.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import structlog
 
@@ -25,6 +27,27 @@ GROWTH_WAIT_SECONDS = 1.0
 PATIENCE_SECONDS = 15.0
 """So long the clients of one image wait for first bytes in all; then they are sent elsewhere."""
 PATIENCE_BACK_SECONDS = 60.0
+
+
+@dataclass
+class _Patience:
+    """What the clients of one image have waited since a time; what they wait at the same time counts once."""
+
+    since: float
+    until: float = -math.inf
+    seconds: float = 0.0
+
+    def spend(self, now: float, seconds: float) -> None:
+        if self.back(now):
+            self.since, self.seconds = now - seconds, 0.0
+        self.seconds += max(0.0, now - max(now - seconds, self.until))
+        self.until = now
+
+    def left(self, now: float) -> bool:
+        return self.back(now) or self.seconds < PATIENCE_SECONDS
+
+    def back(self, now: float) -> bool:
+        return now - self.since > PATIENCE_BACK_SECONDS
 
 
 class Seats:
@@ -43,7 +66,7 @@ class Seats:
         self._clock = clock
         self._claims: dict[Digest, asyncio.Task[None]] = {}
         self._receiving: Counter[Digest] = Counter()
-        self._waited: dict[str, tuple[float, float]] = {}
+        self._patience: dict[str, _Patience] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def busy(self, digest: Digest) -> bool:
@@ -73,17 +96,15 @@ class Seats:
 
     def may_wait(self, image: str) -> bool:
         """Tell whether the clients of an image have any patience left."""
-        since, seconds = self._waited.get(image, (0.0, 0.0))
-        return seconds < PATIENCE_SECONDS or self._clock() - since > PATIENCE_BACK_SECONDS
+        return self._patience.get(image, _Patience(self._clock())).left(self._clock())
 
     def note_wait(self, image: str, seconds: float) -> None:
-        """Count what a client of an image has waited."""
+        """Count what a client of an image has just waited."""
         now = self._clock()
-        since, so_far = self._waited.get(image, (now, 0.0))
-        if now - since > PATIENCE_BACK_SECONDS:
-            since, so_far = now, 0.0
-        self._waited = {name: entry for name, entry in self._waited.items() if now - entry[0] <= PATIENCE_BACK_SECONDS}
-        self._waited[image] = (since, so_far + seconds)
+        if image not in self._patience:
+            self._patience = {name: each for name, each in self._patience.items() if not each.back(now)}
+            self._patience[image] = _Patience(now - seconds)
+        self._patience[image].spend(now, seconds)
 
     def stop(self) -> None:
         """End what goes on."""

@@ -5,6 +5,8 @@ Trees are for downloads that are open in the host's store. Small blobs that some
 
 from __future__ import annotations
 
+import structlog
+
 from stafett.common.digest import Digest
 from stafett.common.errors import Unavailable
 from stafett.gateway.following import TreeSources
@@ -12,6 +14,8 @@ from stafett.gateway.relay import Relay
 from stafett.gateway.seats import Seats
 from stafett.gateway.selection import agreed_size
 from stafett.gateway.sources import RankedSources, Sources
+
+log = structlog.get_logger()
 
 SMALL_BYTES = 1024 * 1024
 
@@ -44,7 +48,8 @@ class Sourcing:
     async def _tree(self, digest: Digest, image: str) -> tuple[Sources, int] | None:
         try:
             state = await self._seats.own_node.receiving(digest)
-        except Unavailable:
+        except Unavailable as error:
+            log.info("no_tree", digest=str(digest), reason=f"own node: {error.reason}")
             return None
         if state is None or not state.open_ingests or not state.size_bytes:
             return None

@@ -7,6 +7,7 @@ before 2.1, and there is no replay.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -46,6 +47,7 @@ class ContainerdStore:
         self._only = tuple(namespaces)
         self._root = content_root
         self._disk = disk
+        self._ingests = _Ingests(content_root / "ingest") if content_root else None
         self._channel = unix_channel(socket)
         self._content = content_pb2_grpc.ContentStub(self._channel)
         self._images = images_pb2_grpc.ImagesStub(self._channel)
@@ -114,11 +116,11 @@ class ContainerdStore:
             raise BlobUnknown(digest)
         return _ApiReader(self._content, found[0], digest, found[1])
 
-    async def ingests(self) -> Sequence[Ingest]:
+    async def ingests(self, digest: Digest | None = None) -> Sequence[Ingest]:
         """See `ports.ContentStore`; none where the files are not mounted."""
-        if self._root is None:
+        if self._ingests is None:
             return ()
-        return await asyncio.get_running_loop().run_in_executor(self._disk, _ingests_below, self._root / "ingest")
+        return await asyncio.get_running_loop().run_in_executor(self._disk, self._ingests.of, digest)
 
     async def abort(self, ingest: Ingest) -> None:
         """See `ports.ContentStore`."""
@@ -197,19 +199,36 @@ def _in(namespace: str) -> tuple[tuple[str, str], ...]:
     return (("containerd-namespace", namespace),)
 
 
-def _ingests_below(folder: Path) -> list[Ingest]:
-    """Read ingest folders: `ref` has "namespace/number/reference", where a digest ends it, `total` the size."""
-    found: list[Ingest] = []
-    for path in folder.glob("*/ref"):
+class _Ingests:
+    """Ingest folders. Each is named by the hash of its reference, so what `ref` says is read once per name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[str, tuple[Digest, str] | None] = {}
+
+    def of(self, digest: Digest | None) -> list[Ingest]:
+        """List those of one digest, or all."""
         try:
-            owner = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-        named = _DIGEST_AT_END.search(owner)
-        if named and owner.count("/") >= 2:
-            size = _number_in(path.with_name("total"))
-            found.append(Ingest(Digest.parse(named.group()), path.with_name("data"), owner, size))
-    return found
+            names = os.listdir(self._folder)
+        except FileNotFoundError:
+            return []
+        known = {name: self._known.get(name) or _read_reference(self._folder / name) for name in names}
+        self._known = known
+        return [
+            Ingest(each[0], self._folder / name / "data", each[1], _number_in(self._folder / name / "total"))
+            for name, each in known.items()
+            if each and digest in (None, each[0])
+        ]
+
+
+def _read_reference(folder: Path) -> tuple[Digest, str] | None:
+    """Read `ref`: "namespace/number/reference", where a digest ends it; None for others, and what is being made."""
+    try:
+        owner = (folder / "ref").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    named = _DIGEST_AT_END.search(owner)
+    return (Digest.parse(named.group()), owner) if named and owner.count("/") >= 2 else None
 
 
 def _number_in(path: Path) -> int:

@@ -61,9 +61,9 @@ class LayoutStore:
         """See `ports.ContentStore`."""
         return BlobFile.open(self._root, digest, self._disk)
 
-    async def ingests(self) -> Sequence[Ingest]:
+    async def ingests(self, digest: Digest | None = None) -> Sequence[Ingest]:
         """See `ports.ContentStore`."""
-        return await self._on_disk(self._list_ingests)
+        return [each for each in await self._on_disk(self._list_ingests) if digest in (None, each.digest)]
 
     async def abort(self, ingest: Ingest) -> None:
         """See `ports.ContentStore`."""

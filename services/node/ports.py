@@ -73,8 +73,8 @@ class ContentStore(Protocol):
         """Open a blob. Raises BlobUnknown: if it is not there; OSError: if it cannot be read."""
         ...
 
-    async def ingests(self) -> Sequence[Ingest]:
-        """List the downloads under way, abandoned ones too; several may be of one digest."""
+    async def ingests(self, digest: Digest | None = None) -> Sequence[Ingest]:
+        """List the downloads under way, of one digest or all, abandoned ones too."""
         ...
 
     async def abort(self, ingest: Ingest) -> None:

@@ -25,6 +25,8 @@ log = structlog.get_logger()
 
 EXPECT_MAX = 1000
 WAIT_MAX_MS = 2000
+COMMIT_LOOKS = 8
+COMMIT_LOOK_SECONDS = 0.1
 Context = grpc.aio.ServicerContext[object, object]
 
 
@@ -68,8 +70,8 @@ class BlobServicer:
             received = await self._unfinished.grown(digest, request.beyond_bytes, request.wait_ms / 1000)
         else:
             received = await self._unfinished.received(digest)
-        if received is None:  # it may have been committed while we looked
-            size = await self._size_of(digest)
+        if received is None:
+            size = await self._committed_size(digest, COMMIT_LOOKS if request.wait_ms else 1)
             received = Received(size, size, 0)
         info = node_pb2.BlobInfo(
             size_bytes=received.size_bytes,
@@ -77,6 +79,17 @@ class BlobServicer:
             available_bytes=received.available_bytes,
         )
         return node_pb2.StatResponse(info=info, open_ingests=received.open_ingests)
+
+    async def _committed_size(self, digest: Digest, looks: int) -> int:
+        """Look for a blob that was being received a moment ago: before its commit a store shows neither for a while."""
+        for looks_left in reversed(range(looks)):
+            try:
+                return await self._size_of(digest)
+            except BlobUnknown:
+                if not looks_left:
+                    raise
+                await asyncio.sleep(COMMIT_LOOK_SECONDS)
+        raise BlobUnknown(digest)
 
     async def NoteAncestors(  # noqa: N802
         self, request: node_pb2.NoteAncestorsRequest, context: Context
@@ -140,14 +153,22 @@ class BlobServicer:
                 reader.close()
 
     async def _reader(self, digest: Digest, request: node_pb2.ReadRequest) -> tuple[BlobReader | UnfinishedBlob, int]:
-        try:
-            size = await self._size_of(digest)
-            return await self._open(digest), size
-        except BlobUnknown:
-            if not request.follow:
-                raise
-            unfinished = await self._unfinished.open(digest, request.reader)
-            return unfinished, unfinished.size_bytes
+        """Open a blob, or the download of it; between its last byte and its commit a store shows neither."""
+        for looks_left in reversed(range(COMMIT_LOOKS)):
+            try:
+                size = await self._size_of(digest)
+                return await self._open(digest), size
+            except BlobUnknown:
+                if not request.follow:
+                    raise
+            try:
+                unfinished = await self._unfinished.open(digest, request.reader)
+                return unfinished, unfinished.size_bytes
+            except BlobUnknown:
+                if not looks_left:
+                    raise
+                await asyncio.sleep(COMMIT_LOOK_SECONDS)
+        raise BlobUnknown(digest)
 
     async def _size_of(self, digest: Digest) -> int:
         size = self._indexer.size_of(digest)

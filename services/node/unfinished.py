@@ -122,10 +122,9 @@ class Unfinished:
 
     async def _ingests(self, digest: Digest) -> list[tuple[Ingest, os.stat_result]]:
         found = []
-        for ingest in await self._store.ingests():
-            if ingest.digest == digest:
-                with contextlib.suppress(OSError):
-                    found.append((ingest, ingest.data.stat()))
+        for ingest in await self._store.ingests(digest):
+            with contextlib.suppress(OSError):
+                found.append((ingest, ingest.data.stat()))
         return found
 
     @contextlib.contextmanager

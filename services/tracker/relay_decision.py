@@ -287,12 +287,7 @@ def _attach(tree: Tree, ask: Ask, parent: str, view: View, openings: Openings) -
     tree.attach(ask.node_id, parent)
     if not tree.seats[ask.node_id].blocked:
         openings.add(ask.node_id, ask.place, parent)
-    return Follow(parent, parent in view.complete or _is_done(tree, parent), tree.ancestors(parent))
-
-
-def _is_done(tree: Tree, node_id: str) -> bool:
-    seat = tree.seats.get(node_id)
-    return seat is not None and seat.done
+    return Follow(parent, parent in view.complete, tree.ancestors(parent))
 
 
 def _heir(tree: Tree, ask: Ask, view: View, barred: Collection[str]) -> str | None:
