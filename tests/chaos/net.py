@@ -86,6 +86,13 @@ class Network:
         bucket = f"tbf rate {rate} burst 64kb latency 100ms"
         _run([*place.prefix, *f"tc qdisc replace dev eth0 root {bucket}".split()])
 
+    def limit(self, place: Place, bytes_per_second: float) -> None:
+        """Give a place a link of that speed, both ways."""
+        bucket = f"root tbf rate {round(bytes_per_second * 8)}bit burst 32kb latency 50ms"
+        _run([*place.prefix, *f"tc qdisc replace dev eth0 {bucket}".split()])
+        port = f"port{self.places.index(place) + 2}"
+        _run(f"ip netns exec {self._bridge} tc qdisc replace dev {port} {bucket}".split())
+
     def heal(self) -> None:
         """Undo every cut and every slowness."""
         for place in self.places:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx2
 
-from stafett.cli.local_cluster.processes import LOOPBACK, Process, Processes, accepts_connections, free_port
+from stafett.cli.local_cluster.processes import HERE, LOOPBACK, Place, Process, Processes, free_port
 from stafett.common.blob_files import blob_path
 from stafett.common.digest import Digest
 from stafett.common.oci import Descriptor, Index, parse_manifest
@@ -45,6 +45,7 @@ class Upstream:
     registry: str = "reg.test"
     port: int = field(default_factory=free_port)
     address: str = LOOPBACK
+    place: Place = HERE
     process: Process | None = None
 
     @property
@@ -56,9 +57,9 @@ class Upstream:
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "config.yml"
         config.write_text(_CONFIG.format(directory=self.directory / "data", address=self.address, port=self.port))
-        command: list[str | Path] = ["docker-registry", "serve", config]
+        command: list[str | Path] = [*self.place.prefix, "docker-registry", "serve", config]
         self.process = processes.start(
-            f"upstream-{self.port}", command, ready=lambda: accepts_connections(self.port, self.address)
+            f"upstream-{self.port}", command, ready=lambda: self.place.listens(self.port, self.address)
         )
 
     def stop(self) -> None:
