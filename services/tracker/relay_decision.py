@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from stafett.common.topology import Topology
-from stafett.tracker.relay_placement import Openings, in_order
+from stafett.tracker.relay_placement import Openings
 from stafett.tracker.relay_tree import NO_PARENT, Claim, Seat, Tree
 
 FIRST_BYTE_SECONDS = 10.0
@@ -112,7 +112,7 @@ def decide(tree: Tree, asks: Sequence[Ask], view: View) -> dict[str, Answer]:
             answers[ask.node_id] = answer
     if homeless:
         openings = Openings(tree, view.complete, view.in_service, len(homeless))
-        for node_id in in_order(((ask.node_id, ask.place) for ask in homeless.values()), view.unsteady):
+        for node_id in openings.in_order(((ask.node_id, ask.place) for ask in homeless.values()), view.unsteady):
             answers[node_id] = _place(tree, homeless[node_id], view, openings)
     return answers
 

@@ -59,6 +59,18 @@ class Openings:
     def __bool__(self) -> bool:
         return bool(self._loads)
 
+    def in_order(self, places: Iterable[tuple[str, Topology]], last: Container[str]) -> list[str]:
+        """Put hosts that ask together in the order in which they are placed: rack by rack, the unsteady ones at the end.
+
+        Zones that are in the tree come first, so that the way into another one starts at the end of a chain, not in it.
+        """
+
+        def key(each: tuple[str, Topology]) -> tuple[bool, bool, Topology, str]:
+            node_id, place = each
+            return node_id in last, _zone(place) not in self._by_zone, place, node_id
+
+        return [node_id for node_id, _ in sorted(places, key=key)]
+
     def take(self, place: Topology, barred: Container[str]) -> str | None:
         """Choose a parent for a host at a place, and count it as taken; None if all are barred.
 
@@ -144,8 +156,3 @@ def _distance(zone: Topology, other: Topology) -> int:
 
 def _zone(place: Topology) -> Topology:
     return Topology(place.region, place.zone)
-
-
-def in_order(places: Iterable[tuple[str, Topology]], last: Container[str]) -> list[str]:
-    """Put hosts that ask together in the order in which they are placed: rack by rack, the unsteady ones at the end."""
-    return [node_id for node_id, place in sorted(places, key=lambda each: (each[0] in last, each[1], each[0]))]
