@@ -31,7 +31,9 @@ STAY_SECONDS = 1.0
 """A host tells how far it is this often; less often in trees of many."""
 STAYS_PER_SECOND = 500
 SLOW_SHARE = 0.5
-SLOW_LAG_SECONDS = 1.0
+SLOW_LAG_SECONDS = 3.0
+"""A host has to be so far behind its parent, too, before others stop to follow it: one lost packet makes a slow second."""
+RATE_WEIGHT = 0.5
 
 
 class Phase(Enum):
@@ -196,7 +198,8 @@ def _seat(tree: Tree, ask: Ask, now: float) -> Seat:
         parent = NO_PARENT if ask.parent in tree.below(ask.node_id) else ask.parent
         seat = tree.sit(ask.node_id, Seat(ask.place, parent, ask.received_bytes, seen_at=now))
     elif ask.phase is Phase.STAY and now - seat.seen_at >= STAY_SECONDS / 2:
-        seat.bytes_per_second = max(0, ask.received_bytes - seat.received_bytes) / (now - seat.seen_at)
+        rate = max(0, ask.received_bytes - seat.received_bytes) / (now - seat.seen_at)
+        seat.bytes_per_second += RATE_WEIGHT * (rate - seat.bytes_per_second) if seat.bytes_per_second else rate
         seat.received_bytes = ask.received_bytes
         seat.seen_at = now
         if ask.parent and ask.parent != seat.parent and ask.parent not in tree.below(ask.node_id):

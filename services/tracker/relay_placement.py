@@ -60,7 +60,7 @@ class Openings:
         return bool(self._loads)
 
     def in_order(self, places: Iterable[tuple[str, Topology]], last: Container[str]) -> list[str]:
-        """Put hosts that ask together in the order in which they are placed: rack by rack, the unsteady ones at the end.
+        """Put hosts that ask together into the order of their placement: rack by rack, the unsteady ones at the end.
 
         Zones that are in the tree come first, so that the way into another one starts at the end of a chain, not in it.
         """

@@ -90,6 +90,8 @@ class Network:
         """Give a place a link of that speed, both ways."""
         bucket = f"root tbf rate {round(bytes_per_second * 8)}bit burst 32kb latency 50ms"
         _run([*place.prefix, *f"tc qdisc replace dev eth0 {bucket}".split()])
+        # BBR takes the delay of acknowledgements behind data for a slow link when both ways are full, reno does not.
+        _run([*place.prefix, "sysctl", "-qw", "net.ipv4.tcp_congestion_control=reno"])
         port = f"port{self.places.index(place) + 2}"
         _run(f"ip netns exec {self._bridge} tc qdisc replace dev {port} {bucket}".split())
 
