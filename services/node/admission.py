@@ -12,6 +12,8 @@ from stafett.common.blob_codec import CHUNK_BYTES
 from stafett.common.errors import Draining, Overloaded
 
 FRAME_MIN_BYTES = 16 * 1024
+FRAME_FOLLOWED_BYTES = 128 * 1024
+"""At most so much for followers: many of their streams share a link, and each must see a frame come often."""
 FRAME_SLOW_SECONDS = 0.2
 FRAME_QUICK_SECONDS = 0.05
 
@@ -85,13 +87,14 @@ class FrameSize:
     """
 
     size_bytes: int = 128 * 1024
+    max_bytes: int = CHUNK_BYTES
 
     def sent(self, size_bytes: int, seconds: float) -> None:
         """Learn how long a frame took to leave."""
         if seconds > FRAME_SLOW_SECONDS:
             self.size_bytes = max(FRAME_MIN_BYTES, min(size_bytes, self.size_bytes) // 2)
         elif seconds < FRAME_QUICK_SECONDS:
-            self.size_bytes = min(CHUNK_BYTES, self.size_bytes * 2)
+            self.size_bytes = min(self.max_bytes, self.size_bytes * 2)
 
 
 class Throttle:

@@ -11,10 +11,10 @@ import grpc
 import structlog
 
 from stafett.api.v1 import node_pb2
-from stafett.common.blob_codec import BlobInfo, Frame, Waiting
+from stafett.common.blob_codec import CHUNK_BYTES, BlobInfo, Frame, Waiting
 from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, RangeUnsatisfiable, RequestInvalid, Unavailable
-from stafett.node.admission import FrameSize, StreamSlots, Throttle
+from stafett.node.admission import FRAME_FOLLOWED_BYTES, FrameSize, StreamSlots, Throttle
 from stafett.node.health import Tally
 from stafett.node.indexer import Indexer
 from stafett.node.ports import BlobReader, ContentStore
@@ -191,7 +191,7 @@ class BlobServicer:
         self, reader: BlobReader | UnfinishedBlob, offset: int, length: int
     ) -> AsyncGenerator[Frame, None]:
         sent = 0
-        frame = FrameSize()
+        frame = FrameSize(max_bytes=FRAME_FOLLOWED_BYTES if isinstance(reader, UnfinishedBlob) else CHUNK_BYTES)
         try:
             async for chunk in reader.chunks(offset, length):
                 if isinstance(chunk, Waiting):

@@ -32,8 +32,11 @@ STAY_SECONDS = 1.0
 STAYS_PER_SECOND = 500
 SLOW_SHARE = 0.5
 SLOW_LAG_SECONDS = 3.0
-"""A host has to be so far behind its parent, too, before others stop to follow it: one lost packet makes a slow second."""
+"""So far a host has to be behind its parent, too, before it is left: one lost packet makes a slow second."""
 RATE_WEIGHT = 0.5
+MOVE_LEAD_SECONDS = 3.0
+MOVE_LEAD_BYTES = 4 * 1024 * 1024
+"""A host that is this little ahead loses nothing when another one is put before it."""
 
 
 class Phase(Enum):
@@ -166,7 +169,7 @@ def _settled(tree: Tree, ask: Ask, view: View) -> Answer | None:
         tree.remove(ask.node_id)
         return Refused("it has left")
     before = tree.seats[ask.node_id].received_bytes if ask.node_id in tree.seats else 0
-    seat = _seat(tree, ask, view.now)
+    seat = _seat(tree, ask, view)
     for node_id, failed in ask.left.items():
         _note_left(tree, node_id, failed, view)
     claim = tree.claim if tree.claim and tree.claim.node_id == ask.node_id else None
@@ -190,8 +193,9 @@ def _finish(tree: Tree, node_id: str, seat: Seat) -> None:
         tree.set_claim(None)
 
 
-def _seat(tree: Tree, ask: Ask, now: float) -> Seat:
+def _seat(tree: Tree, ask: Ask, view: View) -> Seat:
     """Find a host's seat, or make one; note how far the host is, and how fast it got there."""
+    now = view.now
     tree.size_bytes = max(tree.size_bytes, ask.size_bytes)
     seat = tree.seats.get(ask.node_id)
     if seat is None:
@@ -202,12 +206,12 @@ def _seat(tree: Tree, ask: Ask, now: float) -> Seat:
         seat.bytes_per_second += RATE_WEIGHT * (rate - seat.bytes_per_second) if seat.bytes_per_second else rate
         seat.received_bytes = ask.received_bytes
         seat.seen_at = now
-        if ask.parent and ask.parent != seat.parent and ask.parent not in tree.below(ask.node_id):
-            tree.attach(ask.node_id, ask.parent)
     else:
         seat.received_bytes = max(seat.received_bytes, ask.received_bytes)
         seat.seen_at = now
     seat.done = False
+    if ask.phase is Phase.STAY and ask.parent in view.complete:
+        tree.attach(ask.node_id, ask.parent)  # its gateway has changed to another one that has all of it
     return seat
 
 
@@ -258,9 +262,14 @@ def _place(tree: Tree, ask: Ask, view: View, openings: Openings) -> Answer:
     claimant = tree.claim.node_id if tree.claim else NO_PARENT
     left = {node_id for node_id, failed in ask.left.items() if failed or node_id != claimant}
     barred = tree.below(ask.node_id) | left
-    parent = openings.take(ask.place, barred)
-    if parent is not None:
-        return _attach(tree, ask, parent, view, openings)
+    taken = openings.take(ask.place, barred, lambda child: _may_move(tree, child, ask))
+    if taken is not None:
+        parent, moved = taken
+        answer = _attach(tree, ask, parent, view, openings)
+        if moved:
+            tree.attach(moved, ask.node_id)
+            openings.add(ask.node_id, ask.place, parent)
+        return answer
     seat = tree.seats[ask.node_id]
     if ask.phase is Phase.STAY and seat.parent != NO_PARENT:
         return Follow(seat.parent, complete=False, ancestors=tree.ancestors(seat.parent))
@@ -273,6 +282,15 @@ def _place(tree: Tree, ask: Ask, view: View, openings: Openings) -> Answer:
     if heir is not None:
         return _attach(tree, ask, heir, view, openings)
     return _grant(tree, ask, view, openings) if ask.ingest_open else Refused("nobody has it")
+
+
+def _may_move(tree: Tree, node_id: str, ask: Ask) -> bool:
+    """Tell whether a host may be put below one that asks now: it is not far ahead of it, nor does it lead to it."""
+    seat = tree.seats[node_id]
+    lead = seat.received_bytes - ask.received_bytes
+    return lead <= max(MOVE_LEAD_BYTES, MOVE_LEAD_SECONDS * seat.bytes_per_second) and ask.node_id not in tree.below(
+        node_id
+    )
 
 
 def _grant(tree: Tree, ask: Ask, view: View, openings: Openings) -> Fetch:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Container, Iterable, Mapping
 
 from stafett.common.topology import Topology
-from stafett.tracker.relay_tree import Tree
+from stafett.tracker.relay_tree import NO_PARENT, Tree
 
 HOP_SECONDS = 0.02
 """What a hop adds, as the relay benchmark measures it."""
@@ -44,6 +44,7 @@ class Openings:
         self._loads: dict[str, float] = {}
         self._depths: dict[str, int] = {}
         self._places: dict[str, Topology] = {}
+        self._exits: dict[Topology, set[tuple[str, str]]] = {}
         self._by_zone: dict[Topology, list[tuple[bool, float, int, str]]] = {}
         receiving = sum(1 for seat in tree.seats.values() if not seat.done)
         self.fan_out = fan_out(tree.size_bytes, max(2, receiving + newcomers))
@@ -52,9 +53,8 @@ class Openings:
             if not in_service(node_id) or (seat and seat.blocked and node_id not in complete):
                 continue
             self._places[node_id] = seat.place if seat else complete[node_id]
-            self._loads[node_id] = sum(_weight(tree, child) for child in tree.children(node_id))
             self._depths[node_id] = depth
-            self._offer(node_id)
+            self._note(node_id)
 
     def __bool__(self) -> bool:
         return bool(self._loads)
@@ -71,28 +71,61 @@ class Openings:
 
         return [node_id for node_id, _ in sorted(places, key=key)]
 
-    def take(self, place: Topology, barred: Container[str]) -> str | None:
+    def take(self, place: Topology, barred: Container[str], may_move: Callable[[str], bool]) -> tuple[str, str] | None:
         """Choose a parent for a host at a place, and count it as taken; None if all are barred.
 
-        In its own zone if that is in the tree, else the nearest with room; in its own rack before another.
+        In its own zone, in its own rack before another; where nobody there has room, between one and its follower in
+        another zone, if that one may be moved (the second name: it follows the newcomer then); else the nearest with
+        room, else the least loaded.
         """
         zone = _zone(place)
-        for distance in range(3):
-            zones = [other for other in self._by_zone if _distance(zone, other) == distance]
-            best = min(filter(None, (self._best(other, place, barred) for other in zones)), default=None)
-            if best is not None:
-                node_id = best[-1]
-                self._loads[node_id] += 1
-                self._offer(node_id)
-                return node_id
-        return None
+        best = [self._best_at(zone, place, barred, distance) for distance in range(3)]
+        if best[0] and best[0][0] and (exit_ := self._way_out(zone, barred, may_move)):
+            return exit_
+        offers = [offer for offer in best if offer]
+        if not offers:
+            return None
+        node_id = next((offer for offer in offers if not offer[0]), offers[0])[-1]
+        self._loads[node_id] += 1
+        self._offer(node_id)
+        return node_id, NO_PARENT
 
     def add(self, node_id: str, place: Topology, parent: str) -> None:
         """Offer a host that has just been placed below a parent."""
         self._places[node_id] = place
-        self._loads[node_id] = sum(_weight(self._tree, child) for child in self._tree.children(node_id))
         self._depths[node_id] = self._depths.get(parent, 0) + 1
+        self._note(node_id)
+        if parent in self._places:
+            self._note_exits(parent)
+
+    def _note(self, node_id: str) -> None:
+        self._loads[node_id] = sum(_weight(self._tree, child) for child in self._tree.children(node_id))
         self._offer(node_id)
+        self._note_exits(node_id)
+
+    def _note_exits(self, node_id: str) -> None:
+        zone = _zone(self._places[node_id])
+        for child in self._tree.children(node_id):
+            seat = self._tree.seats[child]
+            if not seat.done and _zone(seat.place) != zone:
+                self._exits.setdefault(zone, set()).add((node_id, child))
+
+    def _way_out(
+        self, zone: Topology, barred: Container[str], may_move: Callable[[str], bool]
+    ) -> tuple[str, str] | None:
+        for parent, child in sorted(self._exits.get(zone, ())):
+            seat = self._tree.seats.get(child)
+            if seat is None or seat.parent != parent:
+                self._exits[zone].discard((parent, child))
+            elif parent not in barred and child not in barred and may_move(child):
+                return parent, child
+        return None
+
+    def _best_at(
+        self, zone: Topology, place: Topology, barred: Container[str], distance: int
+    ) -> tuple[bool, bool, float, int, str] | None:
+        zones = [other for other in self._by_zone if _distance(zone, other) == distance]
+        return min(filter(None, (self._best(other, place, barred) for other in zones)), default=None)
 
     def _offer(self, node_id: str) -> None:
         heapq.heappush(self._by_zone.setdefault(_zone(self._places[node_id]), []), self._key(node_id))
