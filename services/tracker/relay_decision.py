@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from stafett.common.topology import Topology
-from stafett.tracker.relay_placement import Openings
+from stafett.tracker.relay_placement import LINK_BYTES_PER_SECOND, Openings
 from stafett.tracker.relay_tree import NO_PARENT, Claim, Seat, Tree
 
 FIRST_BYTE_SECONDS = 10.0
@@ -96,12 +96,14 @@ Answer = Follow | Fetch | Wait | Refused
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is believed of the cluster now (Unix seconds): who serves, who has the whole blob, who should be a leaf."""
+    """What is believed of the cluster now (Unix seconds): who serves, who has the whole blob, who should be a leaf, how
+    fast links are."""
 
     now: float
     in_service: Callable[[str], bool]
     complete: Mapping[str, Topology]
     unsteady: Collection[str] = ()
+    link_bytes_per_second: float = LINK_BYTES_PER_SECOND
 
 
 def decide(tree: Tree, asks: Sequence[Ask], view: View) -> dict[str, Answer]:
@@ -116,7 +118,7 @@ def decide(tree: Tree, asks: Sequence[Ask], view: View) -> dict[str, Answer]:
         else:
             answers[ask.node_id] = answer
     if homeless:
-        openings = Openings(tree, view.complete, view.in_service, len(homeless))
+        openings = Openings(tree, view.complete, view.in_service, view.link_bytes_per_second)
         for node_id in openings.in_order(((ask.node_id, ask.place) for ask in homeless.values()), view.unsteady):
             answers[node_id] = _place(tree, homeless[node_id], view, openings)
     return answers

@@ -17,15 +17,15 @@ from stafett.tracker.relay_tree import NO_PARENT, Tree
 HOP_SECONDS = 0.02
 """What a hop adds, as the relay benchmark measures it."""
 LINK_BYTES_PER_SECOND = 125_000_000.0
-"""Taken for B: 1 Gbit/s. The shape depends on it only as S/B is to h, so a factor of a few matters little."""
+"""Taken for B until a host has shown what it gets: 1 Gbit/s."""
 FAN_OUT_MAX = 16
 BLOCKED_SHARE = 0.5
 """What a slow or failing follower costs its parent, of what another one does."""
 
 
-def fan_out(size_bytes: int, hosts: int) -> int:
+def fan_out(size_bytes: int, hosts: int, link_bytes_per_second: float = LINK_BYTES_PER_SECOND) -> int:
     """Choose how many followers a parent gets: the f that minimises f x S/B + h x depth of a tree of so many hosts."""
-    seconds = size_bytes / LINK_BYTES_PER_SECOND
+    seconds = size_bytes / link_bytes_per_second
 
     def cost(f: int) -> float:
         depth = hosts if f == 1 else math.log(hosts * (f - 1) + 1, f)
@@ -38,7 +38,11 @@ class Openings:
     """The parents that a tree offers now, best first; made anew for each batch of askers."""
 
     def __init__(
-        self, tree: Tree, complete: Mapping[str, Topology], in_service: Callable[[str], bool], newcomers: int
+        self,
+        tree: Tree,
+        complete: Mapping[str, Topology],
+        in_service: Callable[[str], bool],
+        link_bytes_per_second: float = LINK_BYTES_PER_SECOND,
     ) -> None:
         self._tree = tree
         self._loads: dict[str, float] = {}
@@ -47,7 +51,7 @@ class Openings:
         self._exits: dict[Topology, set[tuple[str, str]]] = {}
         self._by_zone: dict[Topology, list[tuple[bool, float, int, str]]] = {}
         receiving = sum(1 for seat in tree.seats.values() if not seat.done)
-        self.fan_out = fan_out(tree.size_bytes, max(2, receiving + newcomers))
+        self.fan_out = fan_out(tree.size_bytes, max(2, receiving), link_bytes_per_second)
         for node_id, depth in tree.outward(_roots(tree, complete)):
             seat = tree.seats.get(node_id)
             if not in_service(node_id) or (seat and seat.blocked and node_id not in complete):

@@ -22,6 +22,7 @@ from stafett.common.topology import Topology
 from stafett.tracker.lookup import Lookup, Question
 from stafett.tracker.membership import Membership
 from stafett.tracker.relay_decision import Answer, Ask, Refused, View, Wait, decide, stay_seconds
+from stafett.tracker.relay_placement import LINK_BYTES_PER_SECOND
 from stafett.tracker.relay_tree import Tree
 from stafett.tracker.tree_store import TreeStore
 
@@ -33,6 +34,8 @@ COMPLETE_FRESH_SECONDS = 0.3
 HOLDERS = 32
 SAVE_TRIES = 4
 FORGET_SECONDS = 60.0
+LINK_FADES = 0.999
+"""Per word from a host."""
 
 _Asked = tuple[Ask, asyncio.Future[Answer]]
 
@@ -58,6 +61,7 @@ class Relays:
         self._lookup = lookup
         self._membership = membership
         self._desks: dict[Digest, _Desk] = {}
+        self._link_bytes_per_second = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> NoReturn:
@@ -129,6 +133,7 @@ class Relays:
             if desk.tree is None:
                 desk.tree = await self._load(digest)
             answers = decide(desk.tree, asks, await self._view(digest, desk, asks))
+            self._note_rates(desk.tree, asks)
             if not desk.tree.changed:
                 return answers
             try:
@@ -151,7 +156,15 @@ class Relays:
             [holders], _ = await self._lookup.locate([digest], Question("", asks[0].place, HOLDERS))
             desk.complete = {holder.node.id: holder.node.topology for holder in holders if holder.complete}
             desk.complete_at = now
-        return View(now, self._in_service, desk.complete, self._unsteady(asks))
+        link = self._link_bytes_per_second or LINK_BYTES_PER_SECOND
+        return View(now, self._in_service, desk.complete, self._unsteady(asks), link)
+
+    def _note_rates(self, tree: Tree, asks: Sequence[Ask]) -> None:
+        """Learn how fast links are from what hosts get; old news fade away."""
+        for ask in asks:
+            seat = tree.seats.get(ask.node_id)
+            if seat is not None and seat.bytes_per_second:
+                self._link_bytes_per_second = max(self._link_bytes_per_second * LINK_FADES, seat.bytes_per_second)
 
     def _in_service(self, node_id: str) -> bool:
         member = self._membership.members.get(node_id)
