@@ -138,12 +138,13 @@ def _tidy(tree: Tree, view: View) -> None:
     claim = tree.claim
     if claim is None:
         return
+    if tree.awaited_since and view.now - tree.awaited_since > FIRST_BYTE_SECONDS:
+        _lose_claim(tree, view.now)
+        _refuse(tree, view.now + OVERDUE_SECONDS)
+        return
     stale = view.now - claim.grew_at > GROWTH_SECONDS
     if stale or claim.node_id not in tree.seats or not view.in_service(claim.node_id):
         _lose_claim(tree, view.now)
-    elif tree.awaited_since and view.now - tree.awaited_since > FIRST_BYTE_SECONDS:
-        _lose_claim(tree, view.now)
-        _refuse(tree, view.now + OVERDUE_SECONDS)
 
 
 def _lose_claim(tree: Tree, now: float) -> None:
@@ -212,7 +213,7 @@ def _seat(tree: Tree, ask: Ask, view: View) -> Seat:
         seat.received_bytes = max(seat.received_bytes, ask.received_bytes)
         seat.seen_at = now
     seat.done = False
-    if ask.phase is Phase.STAY and ask.parent in view.complete:
+    if ask.phase is Phase.STAY and ask.parent in view.complete and ask.parent not in tree.below(ask.node_id):
         tree.attach(ask.node_id, ask.parent)  # its gateway has changed to another one that has all of it
     return seat
 
@@ -264,7 +265,7 @@ def _place(tree: Tree, ask: Ask, view: View, openings: Openings) -> Answer:
     claimant = tree.claim.node_id if tree.claim else NO_PARENT
     left = {node_id for node_id, failed in ask.left.items() if failed or node_id != claimant}
     barred = tree.below(ask.node_id) | left
-    taken = openings.take(ask.place, barred, lambda child: _may_move(tree, child, ask))
+    taken = openings.take(ask.place, barred, lambda child: _may_move(tree, child, ask, view))
     if taken is not None:
         parent, moved = taken
         answer = _attach(tree, ask, parent, view, openings)
@@ -275,7 +276,7 @@ def _place(tree: Tree, ask: Ask, view: View, openings: Openings) -> Answer:
     seat = tree.seats[ask.node_id]
     if ask.phase is Phase.STAY and seat.parent != NO_PARENT:
         return Follow(seat.parent, complete=False, ancestors=tree.ancestors(seat.parent))
-    if tree.claim is not None:
+    if tree.claim is not None or ask.phase is Phase.STAY:
         tree.attach(ask.node_id, NO_PARENT)
         return Wait()
     if view.now < tree.refused_until:
@@ -283,13 +284,16 @@ def _place(tree: Tree, ask: Ask, view: View, openings: Openings) -> Answer:
     heir = _heir(tree, ask, view, barred)
     if heir is not None:
         return _attach(tree, ask, heir, view, openings)
-    return _grant(tree, ask, view, openings) if ask.ingest_open else Refused("nobody has it")
+    may_fetch = ask.ingest_open and view.in_service(ask.node_id)
+    return _grant(tree, ask, view, openings) if may_fetch else Refused("nobody has it")
 
 
-def _may_move(tree: Tree, node_id: str, ask: Ask) -> bool:
+def _may_move(tree: Tree, node_id: str, ask: Ask, view: View) -> bool:
     """Tell whether a host may be put below one that asks now: it is not far ahead of it, nor does it lead to it."""
-    seat = tree.seats[node_id]
+    seat, newcomer = tree.seats[node_id], tree.seats[ask.node_id]
     lead = seat.received_bytes - ask.received_bytes
+    if newcomer.blocked or not view.in_service(ask.node_id):
+        return False
     return lead <= max(MOVE_LEAD_BYTES, MOVE_LEAD_SECONDS * seat.bytes_per_second) and ask.node_id not in tree.below(
         node_id
     )
@@ -308,7 +312,7 @@ def _grant(tree: Tree, ask: Ask, view: View, openings: Openings) -> Fetch:
 
 def _attach(tree: Tree, ask: Ask, parent: str, view: View, openings: Openings) -> Follow:
     tree.attach(ask.node_id, parent)
-    if not tree.seats[ask.node_id].blocked:
+    if not tree.seats[ask.node_id].blocked and view.in_service(ask.node_id):
         openings.add(ask.node_id, ask.place, parent)
     return Follow(parent, parent in view.complete, tree.ancestors(parent))
 
