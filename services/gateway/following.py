@@ -41,11 +41,13 @@ class TreeSources:
         self._ranked = RankedSources(relay, digest)
         self._left: dict[str, bool] = {}
         self._asks = 0
-        self._share = state.open_ingests > 1 and seats.busy(digest)
+        # Another client of this host gets it, or has just got it.
+        self._share = not state.open_ingests or (state.open_ingests > 1 and seats.busy(digest))
         self._parent: Candidate | None = None
         self._better: Candidate | None = None
         self._staying: asyncio.Task[None] | None = None
         self._counted = contextlib.ExitStack()
+        self._begun = False
         self._fetching = False
         self.position = 0
 
@@ -61,13 +63,15 @@ class TreeSources:
 
     async def next(self) -> Candidate:
         """See `Sources`."""
+        if not self._begun:
+            self._begun = True
+            self._counted.enter_context(self._seats.receiving(self._digest))
         if self._share:
             self._share = False
             return self._own_host()
         better, self._better = self._better, None
         self._parent = better or await self._ask_until_told()
         if self._staying is None:
-            self._counted.enter_context(self._seats.receiving(self._digest))
             self._staying = asyncio.create_task(self._stay())
         return self._parent
 

@@ -51,6 +51,6 @@ class Sourcing:
         except Unavailable as error:
             log.info("no_tree", digest=str(digest), reason=f"own node: {error.reason}")
             return None
-        if state is None or not state.open_ingests or not state.size_bytes:
+        if state is None or not state.size_bytes:
             return None
         return TreeSources(self._relay, self._seats, digest, state, image), state.size_bytes

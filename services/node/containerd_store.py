@@ -35,6 +35,9 @@ from stafett.node.ports import BlobReader, Ingest, StoredImage
 
 LIST_SECONDS = 60.0
 STREAM_SECONDS = 4 * 3600.0
+ABORT_TRIES = 3
+"""containerd fails to remove a download when its writer writes a last note at that moment."""
+ABORT_PAUSE_SECONDS = 0.2
 _DIGEST_AT_END = re.compile(r"sha256:[0-9a-f]{64}$")
 _EVENT_FILTERS = ('topic~="^/images/"', 'topic~="^/content/"')
 
@@ -47,7 +50,7 @@ class ContainerdStore:
         self._only = tuple(namespaces)
         self._root = content_root
         self._disk = disk
-        self._ingests = _Ingests(content_root / "ingest") if content_root else None
+        self._ingests = _Ingests(content_root) if content_root else None
         self._channel = unix_channel(socket)
         self._content = content_pb2_grpc.ContentStub(self._channel)
         self._images = images_pb2_grpc.ImagesStub(self._channel)
@@ -125,13 +128,17 @@ class ContainerdStore:
     async def abort(self, ingest: Ingest) -> None:
         """See `ports.ContentStore`."""
         namespace, _, reference = ingest.owner.split("/", 2)
-        try:
-            await self._content.Abort(
-                content_pb2.AbortRequest(ref=reference), metadata=_in(namespace), timeout=CONTROL_DEADLINE_SECONDS
-            )
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.NOT_FOUND:
-                raise self._away(error) from error
+        request = content_pb2.AbortRequest(ref=reference)
+        for tries_left in reversed(range(ABORT_TRIES)):
+            try:
+                await self._content.Abort(request, metadata=_in(namespace), timeout=CONTROL_DEADLINE_SECONDS)
+                return
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    return
+                if error.code() is not grpc.StatusCode.UNKNOWN or not tries_left:
+                    raise self._away(error) from error
+            await asyncio.sleep(ABORT_PAUSE_SECONDS)
 
     async def close(self) -> None:
         """See `ports.ContentStore`."""
@@ -202,22 +209,26 @@ def _in(namespace: str) -> tuple[tuple[str, str], ...]:
 class _Ingests:
     """Ingest folders. Each is named by the hash of its reference, so what `ref` says is read once per name."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, root: Path) -> None:
+        self._root = root
         self._known: dict[str, tuple[Digest, str] | None] = {}
 
     def of(self, digest: Digest | None) -> list[Ingest]:
         """List those of one digest, or all."""
+        folder = self._root / "ingest"
         try:
-            names = os.listdir(self._folder)
+            names = os.listdir(folder)
         except FileNotFoundError:
             return []
-        known = {name: self._known.get(name) or _read_reference(self._folder / name) for name in names}
-        self._known = known
+        self._known = {name: self._known.get(name) or _read_reference(folder / name) for name in names}
         return [
-            Ingest(each[0], self._folder / name / "data", each[1], _number_in(self._folder / name / "total"))
-            for name, each in known.items()
-            if each and digest in (None, each[0])
+            Ingest(
+                each, folder / name / "data", blob_path(self._root, each), owner, _number_in(folder / name / "total")
+            )
+            for name, known in self._known.items()
+            if known
+            for each, owner in [known]
+            if digest in (None, each)
         ]
 
 

@@ -101,7 +101,9 @@ class LayoutStore:
         found: list[Ingest] = []
         for path in (self._root / "ingest").glob("*"):
             with contextlib.suppress(DigestInvalid):
-                found.append(Ingest(Digest(path.name), path, path.name, expected_size(path)))
+                digest = Digest(path.name)
+                blob = blob_path(self._root, digest)
+                found.append(Ingest(digest, path, blob, path.name, expected_size(path)))
         return found
 
     def _list_images(self) -> list[StoredImage]:

@@ -22,13 +22,14 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    """A download under way: `data` grows in order from byte 0. `owner` is the store's own name for it.
+    """A download under way: `data` grows in order from byte 0, and becomes `blob`. `owner` is the store's name for it.
 
     `size_bytes` is what it will have in the end, 0 where the store does not know.
     """
 
     digest: Digest
     data: Path
+    blob: Path
     owner: str
     size_bytes: int = 0
 

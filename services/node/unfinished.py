@@ -120,6 +120,13 @@ class Unfinished:
         except FileNotFoundError as error:
             raise BlobUnknown(digest) from error
 
+    async def other(self, ingest: Ingest, path: Path, offset: int) -> Path | None:
+        """Find another file than `path` with more of a blob than so many bytes: a download, or the blob itself."""
+        for each, status in await self._ingests(ingest.digest):
+            if each.data != path and status.st_size > offset:
+                return each.data
+        return ingest.blob if ingest.blob != path and ingest.blob.exists() else None
+
     async def _ingests(self, digest: Digest) -> list[tuple[Ingest, os.stat_result]]:
         found = []
         for ingest in await self._store.ingests(digest):
@@ -155,6 +162,7 @@ class UnfinishedBlob:
 
     def __init__(self, unfinished: Unfinished, ingest: Ingest, fd: int, disk: Executor) -> None:
         self._unfinished = unfinished
+        self._ingest = ingest
         self._path = ingest.data
         self._fd = fd
         self._disk = disk
@@ -168,19 +176,28 @@ class UnfinishedBlob:
     async def chunks(self, offset: int, length: int) -> AsyncGenerator[bytes | Waiting, None]:
         """Yield `length` bytes from `offset` as they come, in pieces of at most 1 MiB, and `Waiting` while none come.
 
-        Ends early if the blob is committed and shorter.
+        Goes on with another download of the blob, or with the blob itself, if that has what this one lacks. Ends early
+        if the blob is committed and shorter.
 
         Raises:
             Unavailable: if the download is given up, or begun again.
         """
+        end = offset + length
+        while True:
+            async for chunk in self._from_file(offset, end):
+                offset += 0 if isinstance(chunk, Waiting) else len(chunk)
+                yield chunk
+            if offset >= end or not await self._change(offset):
+                return
+
+    async def _from_file(self, offset: int, end: int) -> AsyncGenerator[bytes | Waiting, None]:
         loop = asyncio.get_running_loop()
-        end, grown_at, highest = offset + length, time.monotonic(), 0
+        grown_at, highest = time.monotonic(), 0
         with self._unfinished.woken_by(self._path) as woken:
             while offset < end:
                 woken.clear()
-                chunk = await loop.run_in_executor(
-                    self._disk, os.pread, self._fd, min(CHUNK_BYTES, end - offset), offset
-                )
+                wanted = min(CHUNK_BYTES, end - offset)
+                chunk = await loop.run_in_executor(self._disk, os.pread, self._fd, wanted, offset)
                 if chunk:
                     yield chunk
                     offset, grown_at = offset + len(chunk), time.monotonic()
@@ -195,6 +212,20 @@ class UnfinishedBlob:
                         await woken.wait()
                 except TimeoutError:
                     yield Waiting(round((time.monotonic() - grown_at) * 1000), self.available_bytes)
+                    if await self._unfinished.other(self._ingest, self._path, offset) is not None:
+                        return
+
+    async def _change(self, offset: int) -> bool:
+        other = await self._unfinished.other(self._ingest, self._path, offset)
+        if other is None:
+            return False
+        try:
+            fd = os.open(other, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        self.close()
+        self._fd, self._path = fd, other
+        return True
 
     def close(self) -> None:
         """Close the file; harmless when done twice."""

@@ -87,6 +87,11 @@ class Bed:
         result = host.containerd.pull(name, "--platform", PLATFORM, *options)
         assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr}"
 
+    def ctr(self, host: Host, *arguments: str) -> str:
+        """Run ctr on a host; return what it prints."""
+        assert host.containerd is not None
+        return host.containerd.ctr(*arguments).stdout
+
     def assert_complete(self, host: Host, image: MadeImage) -> None:
         """Read all content of the platform back from containerd's store and check the digests."""
         for digest in digests_of(image):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from stafett.cli.local_cluster.cluster import Host
+from stafett.cli.local_cluster.parts import run
+from stafett.cli.local_cluster.processes import wait_until
 from tests.e2e.bed import PLATFORM, Bed, digests_of
 
 pytestmark = [
     pytest.mark.needs_root,
     pytest.mark.needs_program("containerd"),
     pytest.mark.needs_program("docker-registry"),
+    pytest.mark.needs_program("skopeo"),
 ]
 
 HOSTS = 6
@@ -46,3 +50,43 @@ def test_hosts_that_pull_together_ask_upstream_once(own_bed: Bed, shape: str) ->
         own_bed.assert_complete(host, image)
     gets = upstream_gets(own_bed, "lib/together")
     assert {digest: gets[str(digest)] for digest in digests_of(image)} == dict.fromkeys(digests_of(image), 1)
+
+
+def test_a_client_without_a_download_in_the_store_gets_no_claim(bed: Bed) -> None:
+    image = bed.push_image("lib/skopeo-first")
+    host = bed.hosts[0]
+    source = f"docker://{host.gateway_url.removeprefix('http://')}/{image.name.rpartition(':')[0]}@{image.index.digest}"
+    asked = run(["skopeo", "inspect", "--raw", "--tls-verify=false", source], 30)
+    assert asked.returncode != 0
+    pull_together(bed, bed.hosts, image.name)
+    assert max(upstream_gets(bed, "lib/skopeo-first").values()) == 1
+
+
+def test_a_dead_download_that_a_killed_client_left_holds_nobody_up(bed: Bed) -> None:
+    image = bed.push_image("lib/dead", {PLATFORM: [30_000_000]})
+    host = bed.hosts[0]
+    assert host.containerd is not None
+    layer = image.blobs[PLATFORM][1].digest
+    reference = f"layer-{layer}"
+    with subprocess.Popen(host.containerd.ctr_command("content", "ingest", reference), stdin=subprocess.PIPE) as writer:
+        assert writer.stdin is not None
+        writer.stdin.write(bytes(3_000_000))
+        writer.stdin.flush()
+        wait_until(lambda: reference in bed.ctr(host, "content", "active"), "the download is there")
+        writer.kill()
+    pull_together(bed, bed.hosts[1:], image.name)
+    for other in bed.hosts[1:]:
+        bed.assert_complete(other, image)
+    assert upstream_gets(bed, "lib/dead")[str(layer)] == 1
+
+
+def test_two_namespaces_of_one_host_share_a_download(bed: Bed) -> None:
+    image = bed.push_image("lib/namespaces", {PLATFORM: [60_000_000]})
+    host = bed.hosts[0]
+    assert host.containerd is not None
+    fetch = ("content", "fetch", "--hosts-dir", str(host.containerd.hosts_dir), "--platform", PLATFORM, image.name)
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda name: host.containerd.ctr("--namespace", name, *fetch), ("one", "two")))  # type: ignore[union-attr]
+    assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
+    assert upstream_gets(bed, "lib/namespaces")[str(image.blobs[PLATFORM][1].digest)] == 1
+    bed.assert_complete(host, image)
