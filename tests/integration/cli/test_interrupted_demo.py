@@ -70,14 +70,17 @@ def is_pulling(demo: Path) -> bool:
 
 @contextlib.contextmanager
 def running_demo(directory: Path, **options: object) -> Iterator[subprocess.Popen[bytes]]:
-    """A demo that inherits SIGINT as ignored, as the background job of a script does."""
+    """A demo that inherits SIGINT as ignored, as the background job of a script does, and SIGHUP as nohup does not."""
     environment: Mapping[str, str] = {**os.environ, "TMPDIR": str(directory)}
     quiet: dict[str, object] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         demo = subprocess.Popen(DEMO, env=environment, **{**quiet, **options})  # type: ignore[call-overload]
     finally:
-        signal.signal(signal.SIGINT, ignored)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     try:
         yield demo
     finally:
