@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import NoReturn
 
-from bench import failover, throughput, watch
+from bench import failover, relay, throughput, watch
 from stafett.common.errors import StartupFailed
 
 BENCHMARKS: Mapping[str, Callable[[list[str]], None]] = {
     "failover": failover.main,
+    "relay": relay.main,
     "throughput": throughput.main,
     "watch": watch.main,
 }
