@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import NoReturn
 
-from bench import failover, relay, throughput, watch
+from bench import failover, relay, relay_sim, throughput, watch
 from stafett.common.errors import StartupFailed
 
 BENCHMARKS: Mapping[str, Callable[[list[str]], None]] = {
     "failover": failover.main,
     "relay": relay.main,
+    "relay-sim": relay_sim.main,
     "throughput": throughput.main,
     "watch": watch.main,
 }

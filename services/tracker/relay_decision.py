@@ -30,7 +30,7 @@ HEIR_SECONDS = 5.0
 STAY_SECONDS = 1.0
 """A host tells how far it is this often; less often in trees of many."""
 STAYS_PER_SECOND = 500
-SLOW_SHARE = 0.5
+SLOW_SHARE = 0.6
 SLOW_LAG_SECONDS = 3.0
 """So far a host has to be behind its parent, too, before it is left: one lost packet makes a slow second."""
 RATE_WEIGHT = 0.5
@@ -243,22 +243,22 @@ def _may_stay(tree: Tree, ask: Ask, view: View) -> bool:
     if parent_id in (NO_PARENT, *ask.left) or not view.in_service(parent_id):
         return False
     parent = tree.seats.get(parent_id)
-    if parent is None or parent_id in view.complete or not _falls_behind(tree, parent):
+    if parent is None or parent_id in view.complete or not _falls_behind(tree, parent, view.link_bytes_per_second):
         return True
     parent.blocked = True
     tree.changed.add(parent_id)
     return False
 
 
-def _falls_behind(tree: Tree, seat: Seat) -> bool:
+def _falls_behind(tree: Tree, seat: Seat, link_bytes_per_second: float) -> bool:
     """Tell whether a host gets the blob so much more slowly than its own parent that its followers had better move."""
     source = tree.seats.get(seat.parent)
     if source is None or source.done or seat.done:
         return False
     sharing = max(1, len(tree.children(seat.parent)))
+    expected = min(source.bytes_per_second, link_bytes_per_second / sharing)
     lag = source.received_bytes - seat.received_bytes
-    behind = lag > SLOW_LAG_SECONDS * source.bytes_per_second
-    return behind and 0 < seat.bytes_per_second < SLOW_SHARE * source.bytes_per_second / sharing
+    return lag > SLOW_LAG_SECONDS * source.bytes_per_second and 0 < seat.bytes_per_second < SLOW_SHARE * expected
 
 
 def _place(tree: Tree, ask: Ask, view: View, openings: Openings) -> Answer:
