@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from stafett.common.topology import Topology
-from stafett.tracker.relay_placement import LINK_BYTES_PER_SECOND, Openings
+from stafett.tracker.relay_placement import LINK_BYTES_PER_SECOND, Openings, load
 from stafett.tracker.relay_tree import NO_PARENT, Claim, Seat, Tree
 
 FIRST_BYTE_SECONDS = 10.0
@@ -213,6 +213,9 @@ def _seat(tree: Tree, ask: Ask, view: View) -> Seat:
         seat.received_bytes = max(seat.received_bytes, ask.received_bytes)
         seat.seen_at = now
     seat.done = False
+    if not seat.slow and _falls_behind(tree, seat, view.link_bytes_per_second):
+        seat.slow = True
+        tree.changed.add(ask.node_id)
     if ask.phase is Phase.STAY and ask.parent in view.complete and ask.parent not in tree.below(ask.node_id):
         tree.attach(ask.node_id, ask.parent)  # its gateway has changed to another one that has all of it
     return seat
@@ -243,19 +246,15 @@ def _may_stay(tree: Tree, ask: Ask, view: View) -> bool:
     if parent_id in (NO_PARENT, *ask.left) or not view.in_service(parent_id):
         return False
     parent = tree.seats.get(parent_id)
-    if parent is None or parent_id in view.complete or not _falls_behind(tree, parent, view.link_bytes_per_second):
-        return True
-    parent.blocked = True
-    tree.changed.add(parent_id)
-    return False
+    return parent is None or parent_id in view.complete or not parent.slow
 
 
 def _falls_behind(tree: Tree, seat: Seat, link_bytes_per_second: float) -> bool:
     """Tell whether a host gets the blob so much more slowly than its own parent that its followers had better move."""
     source = tree.seats.get(seat.parent)
-    if source is None or source.done or seat.done:
+    if source is None or seat.done:
         return False
-    sharing = max(1, len(tree.children(seat.parent)))
+    sharing = max(1, int(load(tree, seat.parent)))
     expected = min(source.bytes_per_second, link_bytes_per_second / sharing)
     lag = source.received_bytes - seat.received_bytes
     return lag > SLOW_LAG_SECONDS * source.bytes_per_second and 0 < seat.bytes_per_second < SLOW_SHARE * expected
@@ -292,7 +291,7 @@ def _may_move(tree: Tree, node_id: str, ask: Ask, view: View) -> bool:
     """Tell whether a host may be put below one that asks now: it is not far ahead of it, nor does it lead to it."""
     seat, newcomer = tree.seats[node_id], tree.seats[ask.node_id]
     lead = seat.received_bytes - ask.received_bytes
-    if newcomer.blocked or not view.in_service(ask.node_id):
+    if newcomer.leaf or not view.in_service(ask.node_id):
         return False
     return lead <= max(MOVE_LEAD_BYTES, MOVE_LEAD_SECONDS * seat.bytes_per_second) and ask.node_id not in tree.below(
         node_id
@@ -312,7 +311,7 @@ def _grant(tree: Tree, ask: Ask, view: View, openings: Openings) -> Fetch:
 
 def _attach(tree: Tree, ask: Ask, parent: str, view: View, openings: Openings) -> Follow:
     tree.attach(ask.node_id, parent)
-    if not tree.seats[ask.node_id].blocked and view.in_service(ask.node_id):
+    if not tree.seats[ask.node_id].leaf and view.in_service(ask.node_id):
         openings.add(ask.node_id, ask.place, parent)
     return Follow(parent, parent in view.complete, tree.ancestors(parent))
 
@@ -324,7 +323,7 @@ def _heir(tree: Tree, ask: Ask, view: View, barred: Collection[str]) -> str | No
         for node_id, seat in tree.seats.items()
         if seat.received_bytes > ask.received_bytes
         and node_id not in barred
-        and not seat.blocked
+        and not seat.leaf
         and view.now - seat.seen_at < HEIR_SECONDS
         and view.in_service(node_id)
     ]

@@ -19,8 +19,8 @@ HOP_SECONDS = 0.02
 LINK_BYTES_PER_SECOND = 125_000_000.0
 """Taken for B until a host has shown what it gets: 1 Gbit/s."""
 FAN_OUT_MAX = 16
-BLOCKED_SHARE = 0.5
-"""What a slow or failing follower costs its parent, of what another one does."""
+LEAF_SHARE = 0.5
+"""What a slow or failing follower costs its parent in a chain, where there is nobody else to go to."""
 
 
 def fan_out(size_bytes: int, hosts: int, link_bytes_per_second: float = LINK_BYTES_PER_SECOND) -> int:
@@ -54,7 +54,7 @@ class Openings:
         self.fan_out = fan_out(tree.size_bytes, max(2, receiving), link_bytes_per_second)
         for node_id, depth in tree.outward(_roots(tree, complete)):
             seat = tree.seats.get(node_id)
-            if not in_service(node_id) or (seat and seat.blocked and node_id not in complete):
+            if not in_service(node_id) or (seat and seat.leaf and node_id not in complete):
                 continue
             self._places[node_id] = seat.place if seat else complete[node_id]
             self._depths[node_id] = depth
@@ -103,7 +103,7 @@ class Openings:
             self._note_exits(parent)
 
     def _note(self, node_id: str) -> None:
-        self._loads[node_id] = sum(_weight(self._tree, child) for child in self._tree.children(node_id))
+        self._loads[node_id] = load(self._tree, node_id, LEAF_SHARE if self.fan_out == 1 else 1.0)
         self._offer(node_id)
         self._note_exits(node_id)
 
@@ -179,11 +179,10 @@ def _has_bytes(tree: Tree, node_id: str) -> bool:
     return seat is not None and seat.received_bytes > 0
 
 
-def _weight(tree: Tree, node_id: str) -> float:
-    seat = tree.seats.get(node_id)
-    if seat is None or seat.done:
-        return 0.0
-    return BLOCKED_SHARE if seat.blocked else 1.0
+def load(tree: Tree, node_id: str, leaf_share: float = 1.0) -> float:
+    """Tell how many followers a node has to feed; one that is slow or failing counts as a share."""
+    seats = [seat for child in tree.children(node_id) if (seat := tree.seats.get(child)) and not seat.done]
+    return sum(leaf_share if seat.leaf else 1.0 for seat in seats)
 
 
 def _distance(zone: Topology, other: Topology) -> int:

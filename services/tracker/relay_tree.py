@@ -19,7 +19,7 @@ class Seat:
     """A host that is receiving the blob, or has just received all of it (`done`).
 
     `parent` is the node it gets the bytes from, `NO_PARENT` while it waits or fetches from upstream. Times are Unix
-    seconds. Nobody new follows a `blocked` one: it was too slow for a follower, or failed it.
+    seconds. Nobody new follows a `blocked` one, which failed a follower, or a `slow` one, whose followers move away.
     """
 
     place: Topology
@@ -29,6 +29,12 @@ class Seat:
     seen_at: float = 0.0
     done: bool = False
     blocked: bool = False
+    slow: bool = False
+
+    @property
+    def leaf(self) -> bool:
+        """Whether nobody new may follow it."""
+        return self.blocked or self.slow
 
 
 @dataclass(frozen=True, slots=True)

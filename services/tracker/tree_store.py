@@ -78,7 +78,17 @@ def _text(tree: Tree, name: str) -> str:
     seat = tree.seats[name]
     place = seat.place
     return json.dumps(
-        [place.region, place.zone, place.rack, seat.parent, seat.received_bytes, seat.seen_at, seat.done, seat.blocked]
+        [
+            place.region,
+            place.zone,
+            place.rack,
+            seat.parent,
+            seat.received_bytes,
+            seat.seen_at,
+            seat.done,
+            seat.blocked,
+            seat.slow,
+        ]
     )
 
 
@@ -90,6 +100,8 @@ def _read_head(tree: Tree, head: Mapping[str, object]) -> None:
 
 
 def _seat(words: list[object]) -> Seat:
-    region, zone, rack, parent, received, seen_at, done, blocked = words
+    region, zone, rack, parent, received, seen_at, done, blocked, slow = words
     place = Topology(str(region), str(zone), str(rack))
-    return Seat(place, str(parent), cast(int, received), 0.0, cast(float, seen_at), bool(done), bool(blocked))
+    return Seat(
+        place, str(parent), cast(int, received), 0.0, cast(float, seen_at), bool(done), bool(blocked), bool(slow)
+    )

@@ -205,7 +205,7 @@ def test_a_host_that_falls_behind_its_parent_becomes_a_leaf() -> None:
         world.stay("a2", second * MIB)
         world.stay("a3", second * MIB - 1000)
     assert world.parents() == {"a1": "", "a2": "a1", "a3": "a1"}
-    assert world.tree.seats["a2"].blocked
+    assert world.tree.seats["a2"].slow
 
 
 def test_large_blobs_go_down_a_chain_and_small_ones_down_a_wide_tree() -> None:
