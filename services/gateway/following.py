@@ -15,8 +15,16 @@ from stafett.common.cluster import Holder, Node
 from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, StafettError, Unavailable
 from stafett.common.topology import Tier, tier_between
-from stafett.gateway.grpc_peer import Receiving
-from stafett.gateway.ports import RelayAnswer, RelayAsk, RelayFetch, RelayFollow, RelayPhase, RelayRefused, RelayWait
+from stafett.gateway.ports import (
+    Receiving,
+    RelayAnswer,
+    RelayAsk,
+    RelayFetch,
+    RelayFollow,
+    RelayPhase,
+    RelayRefused,
+    RelayWait,
+)
 from stafett.gateway.relay import Relay
 from stafett.gateway.seats import Seats
 from stafett.gateway.selection import Candidate

@@ -16,21 +16,13 @@ from stafett.common.blob_rpc import ReadFrames, read_frames
 from stafett.common.cluster import Address, Node
 from stafett.common.digest import Digest
 from stafett.common.grpc_transport import TlsFiles, peer_channel
+from stafett.gateway.ports import Receiving
 
 READ_SECONDS = 4 * 3600.0
 """Deadline of a whole stream; silence is noticed much earlier, by the relay."""
 OWN_NODE_SECONDS = 0.3
 RECEIVING_SECONDS = 1.0
 """What the host is receiving decides whether upstream is asked: worth waiting for a busy node."""
-
-
-@dataclass(frozen=True, slots=True)
-class Receiving:
-    """What the host has of a blob: full size (0: not known), bytes from the start, open downloads (0: it is whole)."""
-
-    size_bytes: int
-    available_bytes: int
-    open_ingests: int
 
 
 @dataclass
@@ -110,10 +102,7 @@ class OwnNode:
         return answer.info.size_bytes if answer.info.complete else None
 
     async def receiving(self, digest: Digest, beyond_bytes: int = 0, wait_seconds: float = 0.0) -> Receiving | None:
-        """Tell what the host has of a blob, after waiting for more than so many bytes; None if it has nothing.
-
-        Raises Unavailable: if the node is away.
-        """
+        """See `ports.OwnHost`."""
         request = node_pb2.StatRequest(
             digest=str(digest), unfinished=True, beyond_bytes=beyond_bytes, wait_ms=round(wait_seconds * 1000)
         )
@@ -126,7 +115,7 @@ class OwnNode:
         return Receiving(answer.info.size_bytes, answer.info.available_bytes, answer.open_ingests)
 
     async def note_ancestors(self, digest: Digest, ancestors: Sequence[str]) -> None:
-        """Tell the node from whom its host gets a blob. Raises Unavailable: if it is away."""
+        """See `ports.OwnHost`."""
         request = node_pb2.NoteAncestorsRequest(digest=str(digest), ancestors=ancestors)
         await self._tell(self._stub.NoteAncestors(request, timeout=OWN_NODE_SECONDS))
 

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Protocol
 
 from stafett.common.blob_codec import Frame
-from stafett.common.cluster import Holder, Node
+from stafett.common.cluster import Address, Holder, Node
 from stafett.common.digest import Digest
 
 
@@ -127,4 +127,31 @@ class PeerReader(Protocol):
         Closing the generator ends the stream at the node. Raises Unavailable, Overloaded, BlobUnknown, Draining,
         RangeUnsatisfiable.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Receiving:
+    """What the host has of a blob: full size (0: not known), bytes from the start, open downloads (0: it is whole)."""
+
+    size_bytes: int
+    available_bytes: int
+    open_ingests: int
+
+
+class OwnHost(Protocol):
+    """The host that the gateway runs on, through its node."""
+
+    address: Address
+
+    async def receiving(self, digest: Digest, beyond_bytes: int = 0, wait_seconds: float = 0.0) -> Receiving | None:
+        """Tell what the host has of a blob, after waiting for more than so many bytes; None if it has nothing.
+
+        Raises:
+            Unavailable: if its node is away.
+        """
+        ...
+
+    async def note_ancestors(self, digest: Digest, ancestors: Sequence[str]) -> None:
+        """Tell the node from whom its host gets a blob. Raises Unavailable."""
         ...

@@ -18,8 +18,7 @@ import structlog
 
 from stafett.common.digest import Digest
 from stafett.common.errors import Unavailable
-from stafett.gateway.grpc_peer import OwnNode
-from stafett.gateway.ports import RelayAsk, RelayFetch, RelayPhase, Tracker
+from stafett.gateway.ports import OwnHost, RelayAsk, RelayFetch, RelayPhase, Tracker
 
 log = structlog.get_logger()
 
@@ -56,7 +55,7 @@ class Seats:
     def __init__(
         self,
         tracker: Tracker,
-        own_node: OwnNode,
+        own_node: OwnHost,
         group: asyncio.TaskGroup,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

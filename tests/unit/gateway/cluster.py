@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stafett.common.blob_codec import BlobInfo, Frame, Waiting
 from stafett.common.cluster import Address, Holder, Node, NodeState
@@ -98,6 +98,7 @@ class FakeTracker:
     answers: list[RelayAnswer] = field(default_factory=list)
     """What it says when asked where to get a blob, one after the other."""
     asked: list[RelayAsk] = field(default_factory=list)
+    again_after_seconds: float = 60.0
 
     async def report(self, tallies: Mapping[str, PeerTally]) -> None:
         if self.away:
@@ -112,11 +113,11 @@ class FakeTracker:
         return {digest: self.holders.get(digest, ()) for digest in digests if digest not in self.untold}
 
     async def relay(self, ask: RelayAsk) -> tuple[RelayAnswer, float]:
-        self.asked.append(ask)
+        self.asked.append(replace(ask, left=dict(ask.left)))
         await asyncio.sleep(0)
         if self.away or not self.answers:
             raise Unavailable("tracker", "away")
-        return self.answers.pop(0), 60.0
+        return self.answers.pop(0), self.again_after_seconds
 
     async def resolve_tag(self, name: str) -> TagTarget:
         if self.away:

@@ -1,0 +1,193 @@
+"""A host gets a blob from whomever the trackers name, and tells them how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from stafett.common.cluster import Address, Holder
+from stafett.common.digest import Digest
+from stafett.common.errors import BlobUnknown
+from stafett.common.topology import Topology
+from stafett.gateway.byte_range import Span
+from stafett.gateway.following import TreeSources
+from stafett.gateway.locator import Locator
+from stafett.gateway.metrics import GatewayMetrics
+from stafett.gateway.outcomes import Outcomes
+from stafett.gateway.ports import (
+    Receiving,
+    RelayAnswer,
+    RelayFetch,
+    RelayFollow,
+    RelayPhase,
+    RelayRefused,
+    RelayWait,
+)
+from stafett.gateway.quarantine import Quarantine
+from stafett.gateway.relay import Relay
+from stafett.gateway.seats import PATIENCE_SECONDS, Seats
+from stafett.gateway.selection import Asking, nearest
+from stafett.gateway.transfer import Transfer
+from tests.unit.gateway.cluster import CHUNK, FakePeers, FakeTracker, Script, content_of, holder, node
+
+CONTENT = content_of(10 * CHUNK + 77)
+SIZE = len(CONTENT)
+D = Digest.of(CONTENT)
+OPEN = Receiving(SIZE, 0, 1)
+
+
+@dataclass
+class FakeOwnHost:
+    """A host whose download grows as `states` says."""
+
+    states: list[Receiving | None] = field(default_factory=list)
+    ancestors: list[tuple[str, ...]] = field(default_factory=list)
+    address: Address = field(default_factory=lambda: Address("me", 1))
+
+    async def receiving(self, digest: Digest, beyond_bytes: int = 0, wait_seconds: float = 0.0) -> Receiving | None:
+        await asyncio.sleep(0)
+        return self.states.pop(0)
+
+    async def note_ancestors(self, digest: Digest, ancestors: Sequence[str]) -> None:
+        self.ancestors.append(tuple(ancestors))
+
+
+@dataclass
+class Bed:
+    """A gateway's parts between scripted peers, tracker and own host."""
+
+    relay: Relay
+    seats: Seats
+    tracker: FakeTracker
+    own: FakeOwnHost
+
+    async def pull(self, state: Receiving = OPEN) -> bytes:
+        sources = TreeSources(self.relay, self.seats, D, state, "reg/app")
+        transfer = Transfer(self.relay, D, SIZE, Span(0, SIZE, False), sources)
+        return b"".join([bytes(piece) async for piece in transfer.pieces()])
+
+    @property
+    def told(self) -> list[tuple[RelayPhase, int]]:
+        return [(ask.phase, ask.received_bytes) for ask in self.tracker.asked]
+
+
+@asynccontextmanager
+async def bed(
+    scripts: dict[str, Script], answers: Sequence[RelayAnswer], holders: tuple[Holder, ...] = ()
+) -> AsyncIterator[Bed]:
+    tracker, own = FakeTracker({D: holders}, answers=list(answers)), FakeOwnHost()
+    async with asyncio.TaskGroup() as group:
+        locator = Locator(tracker, group)
+        asking = Asking("me", Topology("eu", "a"))
+        relay = Relay(
+            locator,
+            FakePeers(scripts),
+            nearest,
+            asking,
+            Quarantine(),
+            0.2,
+            GatewayMetrics(),
+            Outcomes(tracker),
+            random.Random(1),
+        )
+        yield Bed(relay, Seats(tracker, own, group), tracker, own)
+
+
+def follow(name: str, *ancestors: str) -> RelayFollow:
+    return RelayFollow(node(name), complete=False, ancestors=ancestors)
+
+
+async def test_the_named_parent_is_followed_and_the_end_is_told() -> None:
+    async with bed({"n1": Script(CONTENT)}, [RelayWait(), follow("n1", "n0"), RelayRefused("done")]) as parts:
+        assert await parts.pull() == CONTENT
+    assert parts.own.ancestors == [("n1", "n0")]
+    assert parts.told == [(RelayPhase.ENTER, 0), (RelayPhase.ENTER, 0), (RelayPhase.DONE, SIZE)]
+
+
+async def test_when_a_parent_breaks_another_is_asked_for_at_the_own_offset() -> None:
+    scripts = {"n1": Script(CONTENT, breaks_at=3 * CHUNK), "n2": Script(CONTENT)}
+    async with bed(scripts, [follow("n1"), follow("n2"), RelayRefused("done")]) as parts:
+        assert await parts.pull() == CONTENT
+    again = parts.tracker.asked[1]
+    assert (again.phase, again.received_bytes, again.left) == (RelayPhase.ENTER, 3 * CHUNK, {"n1": True})
+    peers = parts.relay.reader
+    assert isinstance(peers, FakePeers)
+    assert peers.asked == [("n1", 0), ("n2", 3 * CHUNK)]
+
+
+async def test_a_claim_sends_the_client_upstream_and_its_growth_is_told() -> None:
+    answers: list[RelayAnswer] = [RelayFetch(7), RelayFetch(7), RelayRefused("done")]
+    async with bed({}, answers) as parts:
+        parts.own.states = [Receiving(SIZE, 500, 1), Receiving(SIZE, SIZE, 0)]
+        parts.tracker.again_after_seconds = 0.0
+        with pytest.raises(BlobUnknown):
+            await parts.pull()
+    assert parts.told == [(RelayPhase.ENTER, 0), (RelayPhase.STAY, 500), (RelayPhase.DONE, SIZE)]
+    assert [ask.token for ask in parts.tracker.asked] == [0, 7, 7]
+
+
+async def test_a_fetch_that_is_given_up_is_told() -> None:
+    async with bed({}, [RelayFetch(7), RelayRefused("left")]) as parts:
+        parts.own.states = [None]
+        with pytest.raises(BlobUnknown):
+            await parts.pull()
+    assert parts.told == [(RelayPhase.ENTER, 0), (RelayPhase.LEAVE, 0)]
+
+
+async def test_who_is_refused_is_sent_elsewhere_at_once() -> None:
+    async with bed({}, [RelayRefused("nobody has it"), RelayRefused("left")]) as parts:
+        with pytest.raises(BlobUnknown):
+            await parts.pull()
+
+
+async def test_without_trackers_the_holders_that_are_known_are_asked() -> None:
+    async with bed({"n1": Script(CONTENT)}, [], (holder("n1", SIZE),)) as parts:
+        assert await parts.pull() == CONTENT
+
+
+async def test_a_second_client_of_the_host_reads_what_the_first_one_receives() -> None:
+    async with bed({"me": Script(CONTENT)}, []) as parts:
+        with parts.seats.receiving(D):
+            assert await parts.pull(Receiving(SIZE, 0, 2)) == CONTENT
+    assert parts.told == []
+
+
+async def test_a_client_that_leaves_gives_its_seat_back() -> None:
+    async with bed({"n1": Script(CONTENT)}, [follow("n1"), RelayRefused("left")]) as parts:
+        sources = TreeSources(parts.relay, parts.seats, D, OPEN, "reg/app")
+        pieces = Transfer(parts.relay, D, SIZE, Span(0, SIZE, False), sources).pieces()
+        first = await anext(pieces)
+        await pieces.aclose()
+        assert not parts.seats.busy(D)
+    assert parts.told[-1] == (RelayPhase.LEAVE, len(first))
+
+
+async def test_patience_counts_what_is_waited_at_the_same_time_once() -> None:
+    now = [100.0]
+    async with asyncio.TaskGroup() as group:
+        seats = Seats(FakeTracker(), FakeOwnHost(), group, lambda: now[0])
+        for _ in range(10):
+            now[0] += 1.0
+            seats.note_wait("reg/app", 1.0)
+            seats.note_wait("reg/app", 1.0)
+        assert seats.may_wait("reg/app")
+        for _ in range(round(PATIENCE_SECONDS) - 10):
+            now[0] += 1.0
+            seats.note_wait("reg/app", 1.0)
+        assert not seats.may_wait("reg/app")
+        assert seats.may_wait("reg/other")
+        now[0] += 61.0
+        assert seats.may_wait("reg/app")
+
+
+async def test_a_claim_that_another_host_has_now_is_not_kept() -> None:
+    async with bed({}, [RelayFetch(7), RelayWait()]) as parts:
+        parts.own.states = [Receiving(SIZE, 500, 1)]
+        with pytest.raises(BlobUnknown):
+            await parts.pull()
+    assert not parts.seats.busy(D)
