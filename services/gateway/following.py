@@ -47,7 +47,7 @@ class TreeSources:
         self._state = state
         self._image = image
         self._ranked = RankedSources(relay, digest)
-        self._left: dict[str, bool] = {}
+        self._left = dict.fromkeys(relay.quarantine.nodes(digest), True)
         self._asks = 0
         # Another client of this host gets it, or has just got it.
         self._share = not state.open_ingests or (state.open_ingests > 1 and seats.busy(digest))

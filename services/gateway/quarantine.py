@@ -28,3 +28,8 @@ class Quarantine:
 
     def __contains__(self, pair: tuple[Digest, str]) -> bool:
         return self._until.get(pair, 0.0) > self._clock()
+
+    def nodes(self, digest: Digest) -> list[str]:
+        """List the nodes that are not asked for a digest."""
+        now = self._clock()
+        return [node_id for (each, node_id), until in self._until.items() if each == digest and until > now]

@@ -12,7 +12,7 @@ import pytest
 
 from stafett.common.cluster import Address, Holder
 from stafett.common.digest import Digest
-from stafett.common.errors import BlobUnknown
+from stafett.common.errors import BlobUnknown, CorruptContent
 from stafett.common.topology import Topology
 from stafett.gateway.byte_range import Span
 from stafett.gateway.following import TreeSources
@@ -183,6 +183,17 @@ async def test_patience_counts_what_is_waited_at_the_same_time_once() -> None:
         assert seats.may_wait("reg/other")
         now[0] += 61.0
         assert seats.may_wait("reg/app")
+
+
+async def test_who_sent_wrong_bytes_is_not_followed_again() -> None:
+    lie = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
+    answers: list[RelayAnswer] = [follow("liar"), RelayRefused("left"), follow("n2"), RelayRefused("done")]
+    async with bed({"liar": Script(lie), "n2": Script(CONTENT)}, answers) as parts:
+        with pytest.raises(CorruptContent):
+            await parts.pull()
+        await asyncio.sleep(0.01)
+        assert await parts.pull() == CONTENT
+    assert [ask.left for ask in parts.tracker.asked if ask.phase is RelayPhase.ENTER] == [{}, {"liar": True}]
 
 
 async def test_a_claim_that_another_host_has_now_is_not_kept() -> None:
