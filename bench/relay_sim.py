@@ -18,7 +18,7 @@ from statistics import median
 
 from stafett.common.topology import Topology
 from stafett.tracker.relay_decision import Answer, Ask, Fetch, Follow, Phase, View, decide, stay_seconds
-from stafett.tracker.relay_placement import HOP_SECONDS
+from stafett.tracker.relay_placement import hop_seconds
 from stafett.tracker.relay_tree import Tree
 
 GBIT = 125_000_000.0
@@ -46,7 +46,7 @@ class Case:
     upstream: float = GBIT
     failing: float = 0.0
     slow: float = 0.0
-    hop: float = HOP_SECONDS
+    hop: float = hop_seconds(GBIT)
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ CASES: Sequence[Case] = [
 def main(arguments: list[str]) -> None:
     """Run all cases; the last line is JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench relay-sim", description=__doc__)
-    parser.add_argument("--hop-ms", type=float, default=HOP_SECONDS * 1000, help="delay that each hop adds")
+    parser.add_argument("--hop-ms", type=float, default=round(hop_seconds(GBIT) * 1000, 1), help="of each hop")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="cases whose name contains this")
     chosen = parser.parse_args(arguments)

@@ -57,6 +57,7 @@ class TreeSources:
         self._counted = contextlib.ExitStack()
         self._begun = False
         self._fetching = False
+        self._ancestors: tuple[str, ...] = ()
         self.position = 0
 
     @property
@@ -136,8 +137,12 @@ class TreeSources:
         raise BlobUnknown(self._digest)
 
     async def _note_ancestors(self, answer: RelayFollow) -> None:
-        with contextlib.suppress(Unavailable):
-            await self._seats.own_node.note_ancestors(self._digest, [answer.node.id, *answer.ancestors])
+        """Tell the own node from whom the bytes come, also when only an ancestor has changed."""
+        ancestors = (answer.node.id, *answer.ancestors)
+        if ancestors != self._ancestors:
+            with contextlib.suppress(Unavailable):
+                await self._seats.own_node.note_ancestors(self._digest, ancestors)
+                self._ancestors = ancestors
 
     async def _stay(self) -> None:
         """Tell how far the host is, as often as the trackers want it; they may name a better parent."""
@@ -149,10 +154,11 @@ class TreeSources:
             except Unavailable:
                 continue
             serving = self._parent.node.id if self._parent else ""
-            if isinstance(answer, RelayFollow) and answer.node.id != serving:
+            if isinstance(answer, RelayFollow):
                 await self._note_ancestors(answer)
-                log.info("parent_changed", digest=str(self._digest), old=serving, new=answer.node.id)
-                self._better = self._candidate(answer)
+                if answer.node.id != serving:
+                    log.info("parent_changed", digest=str(self._digest), old=serving, new=answer.node.id)
+                    self._better = self._candidate(answer)
 
     def _told(self, phase: RelayPhase) -> RelayAsk:
         parent = self._parent.node.id if self._parent else ""

@@ -31,11 +31,13 @@ STAY_SECONDS = 1.0
 """A host tells how far it is this often; less often in trees of many."""
 STAYS_PER_SECOND = 500
 SLOW_SHARE = 0.6
-SLOW_LAG_SECONDS = 3.0
+SLOW_LAG_SECONDS = 2.0
 """So far a host has to be behind its parent, too, before it is left: one lost packet makes a slow second."""
+SLOW_WORDS = 3
+"""And so often in a row: after a change of parents a wave of bytes goes down a chain."""
 RATE_WEIGHT = 0.5
-MOVE_LEAD_SECONDS = 3.0
-MOVE_LEAD_BYTES = 4 * 1024 * 1024
+MOVE_LEAD_SECONDS = 0.5
+MOVE_LEAD_BYTES = 1024 * 1024
 """A host that is this little ahead loses nothing when another one is put before it."""
 
 
@@ -213,9 +215,11 @@ def _seat(tree: Tree, ask: Ask, view: View) -> Seat:
         seat.received_bytes = max(seat.received_bytes, ask.received_bytes)
         seat.seen_at = now
     seat.done = False
-    if not seat.slow and _falls_behind(tree, seat, view.link_bytes_per_second):
-        seat.slow = True
-        tree.changed.add(ask.node_id)
+    if ask.phase is Phase.STAY and not seat.slow:
+        seat.behind = seat.behind + 1 if _falls_behind(tree, seat, view.link_bytes_per_second) else 0
+        if seat.behind >= SLOW_WORDS:
+            seat.slow = True
+            tree.changed.add(ask.node_id)
     if ask.phase is Phase.STAY and ask.parent in view.complete and ask.parent not in tree.below(ask.node_id):
         tree.attach(ask.node_id, ask.parent)  # its gateway has changed to another one that has all of it
     return seat

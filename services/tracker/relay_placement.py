@@ -14,8 +14,9 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from stafett.common.topology import Topology
 from stafett.tracker.relay_tree import NO_PARENT, Tree
 
-HOP_SECONDS = 0.02
-"""What a hop adds, as the relay benchmark measures it."""
+HOP_SECONDS = 0.005
+HOP_BYTES = 2 * 1024 * 1024
+"""What a hop adds, as the relay benchmark measures it: containerd writes, and so passes on, whole mebibytes only."""
 LINK_BYTES_PER_SECOND = 125_000_000.0
 """Taken for B until a host has shown what it gets: 1 Gbit/s."""
 FAN_OUT_MAX = 16
@@ -25,13 +26,18 @@ LEAF_SHARE = 0.5
 
 def fan_out(size_bytes: int, hosts: int, link_bytes_per_second: float = LINK_BYTES_PER_SECOND) -> int:
     """Choose how many followers a parent gets: the f that minimises f x S/B + h x depth of a tree of so many hosts."""
-    seconds = size_bytes / link_bytes_per_second
+    seconds, hop = size_bytes / link_bytes_per_second, hop_seconds(link_bytes_per_second)
 
     def cost(f: int) -> float:
         depth = hosts if f == 1 else math.log(hosts * (f - 1) + 1, f)
-        return f * seconds + HOP_SECONDS * depth
+        return f * seconds + hop * depth
 
     return min(range(1, FAN_OUT_MAX + 1), key=cost)
+
+
+def hop_seconds(link_bytes_per_second: float) -> float:
+    """Tell by how much a follower lags behind its parent on a link."""
+    return HOP_SECONDS + HOP_BYTES / link_bytes_per_second
 
 
 class Openings:

@@ -30,6 +30,8 @@ class Seat:
     done: bool = False
     blocked: bool = False
     slow: bool = False
+    behind: int = 0
+    """How often in a row it has told that it is far behind its parent."""
 
     @property
     def leaf(self) -> bool:
@@ -92,6 +94,11 @@ class Tree:
         if seat is not None:
             self._children[seat.parent].discard(node_id)
             self.changed.add(node_id)
+
+    def forget_saved(self) -> None:
+        """Nothing of it is saved (any more): all of it has changed."""
+        self.version = 0
+        self.changed = {CLAIM, *self.seats}
 
     def set_claim(self, claim: Claim | None) -> None:
         """Grant, keep or end the claim."""

@@ -137,12 +137,21 @@ class Relays:
             if not desk.tree.changed:
                 return answers
             try:
-                if await self._store.save(digest, desk.tree):
+                if await self._save(digest, desk.tree):
                     return answers
             except Unavailable:
                 return answers
             desk.tree = None
         return {ask.node_id: Wait() for ask in asks}
+
+    async def _save(self, digest: Digest, tree: Tree) -> bool:
+        """Save a tree; False if somebody else has changed it. One that Redis has lost is put back."""
+        if await self._store.save(digest, tree):
+            return True
+        if (await self._store.load(digest)).version:
+            return False
+        tree.forget_saved()
+        return await self._store.save(digest, tree)
 
     async def _load(self, digest: Digest) -> Tree:
         try:
