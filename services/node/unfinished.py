@@ -121,9 +121,13 @@ class Unfinished:
             raise BlobUnknown(digest) from error
 
     async def other(self, ingest: Ingest, path: Path, offset: int) -> Path | None:
-        """Find another file than `path` with more of a blob than so many bytes: a download, or the blob itself."""
+        """Find another file than `path` that has more of a blob: the blob itself, or a download that lives.
+
+        A dead one may have been left by anybody, with anything in it.
+        """
         for each, status in await self._ingests(ingest.digest):
-            if each.data != path and status.st_size > offset:
+            lives = time.time() - status.st_mtime < RECENT_SECONDS
+            if each.data != path and status.st_size > offset and lives:
                 return each.data
         return ingest.blob if ingest.blob != path and ingest.blob.exists() else None
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from stafett.cli.local_cluster.cluster import Host
 from stafett.cli.local_cluster.images import MadeImage
 from stafett.cli.local_cluster.processes import wait_until
 from stafett.common.digest import Digest
+from stafett.node.containerd_store import ContainerdStore
 from tests.e2e.bed import PLATFORM, digests_of
 from tests.relay.bed import Pull, RelayBed, relay_bed
 
@@ -146,3 +149,19 @@ def test_when_a_tracker_is_killed_halfway_nobody_notices(bed: RelayBed) -> None:
         bed.bed.cluster.trackers[0].process.kill()
     pulling.assert_all_have_it()
     assert bed.upstream_gets(pulling.image)[pulling.layer] == 1
+
+
+def test_when_a_hosts_download_is_aborted_its_followers_go_on(bed: RelayBed) -> None:
+    async def abort(host: Host) -> None:
+        assert host.containerd is not None
+        with ThreadPoolExecutor(2) as disk:
+            store = ContainerdStore(host.containerd.socket, (), host.content_root, disk)
+            for ingest in await store.ingests(pulling.layer):
+                await store.abort(ingest)
+            await store.close()
+
+    with Pulling(bed, "lib/aborted") as pulling:
+        middle = pulling.wait_halfway()[1]
+        asyncio.run(abort(middle))
+    pulling.assert_all_have_it(besides=middle)
+    assert bed.upstream_gets(pulling.image)[pulling.layer] <= 2
