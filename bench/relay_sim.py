@@ -192,19 +192,23 @@ class Simulation:
         self.past.append({host.name: host.received for host in self.hosts.values()})
         earlier = self.past[0]
         for host in self.hosts.values():
-            if not self._flows(host):
-                continue
-            limit = self.case.upstream if host.parent == UPSTREAM else self.hosts[host.parent].link
-            there = float(self.case.size)
-            if host.parent != UPSTREAM:
-                there = earlier.get(host.parent, 0.0) if self._passes_on(host.parent) else 0.0
-            rate = min(host.link, limit / senders[host.parent])
-            moved = max(0.0, min(rate * self.step, there - host.received))
-            host.received += moved
-            if host.parent == UPSTREAM:
-                self.upstream_bytes += moved
-            elif self.hosts[host.parent].place.zone != host.place.zone:
-                self.cross_bytes += moved
+            if self._flows(host):
+                self._receive(host, senders[host.parent], earlier)
+
+    def _receive(self, host: Host, sharing: int, earlier: dict[str, float]) -> None:
+        """Give a host what comes in one step from a sender that so many share."""
+        limit = self.case.upstream if host.parent == UPSTREAM else self.hosts[host.parent].link
+        there = float(self.case.size)
+        if host.parent != UPSTREAM:
+            there = earlier.get(host.parent, 0.0) if self._passes_on(host.parent) else 0.0
+        moved = max(0.0, min(min(host.link, limit / sharing) * self.step, there - host.received))
+        host.received += moved
+        if host.received >= self.case.size:
+            host.asks_at = self.now  # gateways tell the end at once
+        if host.parent == UPSTREAM:
+            self.upstream_bytes += moved
+        elif self.hosts[host.parent].place.zone != host.place.zone:
+            self.cross_bytes += moved
 
     def _passes_on(self, name: str) -> bool:
         return self.follow or self.hosts[name].received >= self.case.size
