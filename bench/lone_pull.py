@@ -37,7 +37,7 @@ def measure_lone_pulls(cluster: LocalCluster, repeats: int) -> float | None:
     without = cluster.add_host("plain", containerd=True).containerd
     assert through.containerd is not None
     assert without is not None
-    _write_plain_hosts(without, upstream)
+    write_plain_hosts(without, upstream)
     seconds = _alternate((through.containerd, without), name, repeats)
     print(f"lone cold pull of {_LAYERS * _LAYER_BYTES / 1e6:.0f} MB: through Stafett {_listed(seconds[0])}")
     print(f"  without {_listed(seconds[1])}")
@@ -77,9 +77,10 @@ def _host_behind_gateway(cluster: LocalCluster, upstream: Upstream) -> Host:
     return host
 
 
-def _write_plain_hosts(containerd: Containerd, upstream: Upstream) -> None:
+def write_plain_hosts(containerd: Containerd, upstream: Upstream) -> None:
+    """Have a containerd pull from upstream without Stafett."""
     folder = containerd.hosts_dir / upstream.registry
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "hosts.toml").write_text(f'server = "{upstream.url}"\n[host."{upstream.url}"]\n')
 
 

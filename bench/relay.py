@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+from bench.lone_pull import write_plain_hosts
 from bench.usage import cpu_seconds, machine_busy_seconds
 from stafett.cli.local_cluster.processes import Process
 from tests.e2e.bed import PLATFORM
@@ -109,8 +110,7 @@ def measure(case: Case, seed: int) -> Figures:
         if not case.through_stafett:
             for host in bed.hosts:
                 assert host.containerd is not None
-                upstream = bed.bed.upstream
-                host.containerd.write_hosts(upstream.registry, upstream.url, upstream.url, upstream.url)
+                write_plain_hosts(host.containerd, bed.bed.upstream)
         image = bed.push("bench/app", case.layers)
         least_seconds = image.pulled_bytes(PLATFORM) / (case.rate_mbit * MBIT)
         rng = random.Random(seed)
