@@ -99,12 +99,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class HeldBlob:
-    """A blob, or its first `received_bytes`, on a node."""
+    """A blob on a node."""
 
     digest: Digest
     size_bytes: int
-    complete: bool = True
-    received_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +120,10 @@ class HeldImage:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A node with (a part of) a blob."""
+    """A node with a blob."""
 
     node: Node
     size_bytes: int
-    complete: bool = True
-    received_bytes: int = 0
 
 
 def in_service(holders: Iterable[Holder]) -> list[Holder]:

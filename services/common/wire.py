@@ -138,17 +138,12 @@ def node_from_wire(message: types_pb2.Node) -> Node:
 
 
 def held_blob_to_wire(blob: HeldBlob) -> tracker_pb2.HeldBlob:
-    return tracker_pb2.HeldBlob(
-        digest=str(blob.digest),
-        size_bytes=blob.size_bytes,
-        complete=blob.complete,
-        received_bytes=blob.size_bytes if blob.complete else blob.received_bytes,
-    )
+    return tracker_pb2.HeldBlob(digest=str(blob.digest), size_bytes=blob.size_bytes)
 
 
 def held_blob_from_wire(message: tracker_pb2.HeldBlob) -> HeldBlob:
     """Raises DigestInvalid: if the digest is malformed."""
-    return HeldBlob(Digest.parse(message.digest), message.size_bytes, message.complete, message.received_bytes)
+    return HeldBlob(Digest.parse(message.digest), message.size_bytes)
 
 
 def held_image_to_wire(image: HeldImage) -> tracker_pb2.HeldImage:
@@ -178,15 +173,7 @@ def held_image_from_wire(message: tracker_pb2.HeldImage) -> HeldImage:
 
 def located_to_wire(digest: Digest, holders: Iterable[Holder]) -> tracker_pb2.LocatedBlob:
     """Translate one answer; the nodes themselves travel once, in `LocateResponse.nodes`."""
-    entries = [
-        tracker_pb2.Holder(
-            node_id=holder.node.id,
-            size_bytes=holder.size_bytes,
-            complete=holder.complete,
-            received_bytes=holder.received_bytes,
-        )
-        for holder in holders
-    ]
+    entries = [tracker_pb2.Holder(node_id=holder.node.id, size_bytes=holder.size_bytes) for holder in holders]
     return tracker_pb2.LocatedBlob(digest=str(digest), holders=entries)
 
 
@@ -195,9 +182,7 @@ def located_from_wire(response: tracker_pb2.LocateResponse) -> dict[Digest, tupl
     nodes = {message.id: node_from_wire(message) for message in response.nodes}
     return {
         Digest.parse(blob.digest): tuple(
-            Holder(nodes[entry.node_id], entry.size_bytes, entry.complete, entry.received_bytes)
-            for entry in blob.holders
-            if entry.node_id in nodes
+            Holder(nodes[entry.node_id], entry.size_bytes) for entry in blob.holders if entry.node_id in nodes
         )
         for blob in response.blobs
     }

@@ -86,7 +86,7 @@ class TreeSources:
 
     def other_than(self, asked: Candidate) -> Candidate | None:
         """See `Sources`; only complete holders are compared with each other."""
-        return self._ranked.other_than(asked) if asked.holder.complete else None
+        return self._ranked.other_than(asked) if not asked.growing else None
 
     def wants_to_leave(self, serving: Candidate) -> bool:
         """See `Sources`."""
@@ -168,14 +168,14 @@ class TreeSources:
         )
 
     def _candidate(self, answer: RelayFollow) -> Candidate:
-        holder = Holder(answer.node, self._state.size_bytes, answer.complete)
+        holder = Holder(answer.node, self._state.size_bytes)
         known = [each for each in self._relay.ranked(self._digest, [holder]) if answer.complete]
-        return known[0] if known else Candidate(holder, self._tier(answer.node))
+        return known[0] if known else Candidate(holder, self._tier(answer.node), growing=not answer.complete)
 
     def _own_host(self) -> Candidate:
         """Follow the other client of this host that gets the same blob."""
         node = Node(self._relay.asking.node_id, 0, self._seats.own_node.address)
-        return Candidate(Holder(node, self._state.size_bytes, complete=False), Tier.HOST)
+        return Candidate(Holder(node, self._state.size_bytes), Tier.HOST, growing=True)
 
     def _tier(self, node: Node) -> Tier:
         return tier_between(self._relay.asking.topology, node.topology)

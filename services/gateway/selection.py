@@ -50,7 +50,10 @@ class PeerView:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A holder that may serve, and what speaks for it: `cost` = expected seconds x (pending + 1) / score."""
+    """A holder that may serve, and what speaks for it: `cost` = expected seconds x (pending + 1) / score.
+
+    A `growing` one is receiving the blob itself.
+    """
 
     holder: Holder
     tier: Tier
@@ -61,6 +64,7 @@ class Candidate:
     seconds_per_mib: float = UNKNOWN_SECONDS_PER_MIB
     measured: bool = False
     """Whether somebody has measured the seconds per MiB, of it or of its tier."""
+    growing: bool = False
 
     @property
     def node(self) -> Node:
@@ -80,7 +84,7 @@ class Candidate:
 
 
 def usable(holders: Iterable[Holder], asking: Asking, believed: Mapping[str, Node]) -> list[Holder]:
-    """Drop whom nobody should ask: ourselves, the incomplete, and those out of service as far as we know.
+    """Drop whom nobody should ask: ourselves, and those out of service as far as we know.
 
     Where `believed` (from Watch) knows a newer description of a node than the holder entry, that one counts, address
     included; health and score stay the entry's.
@@ -91,7 +95,7 @@ def usable(holders: Iterable[Holder], asking: Asking, believed: Mapping[str, Nod
         newer = believed.get(node.id)
         if newer is not None and newer.rank > node.rank:
             node = replace(newer, health=node.health, score=node.score)
-        if holder.complete and node.id != asking.node_id:
+        if node.id != asking.node_id:
             kept.append(replace(holder, node=node))
     return in_service(kept)
 

@@ -95,7 +95,7 @@ class Stream:
     async def _watched(self) -> AsyncGenerator[memoryview, None]:
         wanted, node_id = self._wanted, self.candidate.node.id
         left = wanted.length
-        follow = not self.candidate.holder.complete
+        follow = self.candidate.growing
         reading = self._reader.read(self.candidate.node, wanted.digest, wanted.offset, wanted.length, follow=follow)
         async with aclosing(reading) as frames:
             asked_at = self._book.clock()

@@ -124,7 +124,7 @@ class Transfer:
                     except _HOLDER_FAILED as error:
                         self._note_failure(stream, error)
                         continue
-                    if stream.candidate.holder.complete:
+                    if not stream.candidate.growing:
                         hedging.observe(max(each.age_seconds for each in (stream, *race.values())))
                     await self._drop_losers(race, stream)
                     return stream, piece

@@ -94,7 +94,7 @@ class HoldingsStore:
             SessionLost: if the session is fenced; nothing has changed then.
         """
         identity: list[str | int] = [owner.epoch, f"{owner.incarnation:x}"]
-        blobs = [word for blob in news.holds for word in (blob.digest.hex, "c" if blob.complete else "p")]
+        blobs = [blob.digest.hex for blob in news.holds]
         names = [image.name for image in news.images]
         head = [*identity, int(news.reset), KEEP_SECONDS, len(news.holds)]
         verdict, *void = map(str, await self._link.run("hold", _held_keys(owner.node_id), [*head, *blobs, *names]))
@@ -123,7 +123,7 @@ class HoldingsStore:
         return Inventory(int(count), int(folded, 16))
 
     async def blob_counts(self, node_ids: Sequence[str]) -> list[int]:
-        """Count the complete blobs of each node."""
+        """Count the blobs of each node."""
         counts = await self._link.commands([("HGET", _held_keys(node_id)[0], "count") for node_id in node_ids])
         return [int(cast(str | None, count) or 0) for count in counts]
 
@@ -194,8 +194,7 @@ def _image_key(name: str) -> str:
 
 def _put_blob(owner: Owner, bucket: str, blob: HeldBlob) -> Call:
     index = _digest_key(blob.digest.hex)
-    received = blob.size_bytes if blob.complete else blob.received_bytes
-    value = f"{owner.epoch} {owner.incarnation:x} {int(blob.complete)} {blob.size_bytes} {received}"
+    value = f"{owner.epoch} {owner.incarnation:x} {blob.size_bytes}"
     return ("put", [f"{index}:{bucket}", index], [owner.node_id, owner.epoch, value, KEEP_SECONDS, bucket])
 
 
@@ -211,8 +210,8 @@ def _put_image(owner: Owner, image: HeldImage) -> Call:
 
 
 def _entry(node_id: str, value: str) -> Entry:
-    epoch, incarnation, complete, size, received = value.split(" ")
-    return Entry(node_id, int(epoch), int(incarnation, 16), int(size), complete == "1", int(received))
+    epoch, incarnation, size = value.split(" ")
+    return Entry(node_id, int(epoch), int(incarnation, 16), int(size))
 
 
 def _image_entry(name: str, node_id: str, value: str) -> ImageEntry:

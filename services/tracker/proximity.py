@@ -21,14 +21,12 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the index says: under `epoch`, `incarnation` of the node announced this much of a blob."""
+    """What the index says: under `epoch`, `incarnation` of the node announced a blob."""
 
     node_id: str
     epoch: int
     incarnation: int
     size_bytes: int
-    complete: bool
-    received_bytes: int
 
     def void(self, member: Member | None) -> bool:
         """Tell whether a later process of the node has replaced the one that announced it."""
@@ -53,12 +51,12 @@ def choose(
     most: int,
     rng: random.Random,
 ) -> tuple[Holder, ...]:
-    """Pick at most `most` holders in service, nearest tier first, in a tier complete ones first, else in random order.
+    """Pick at most `most` holders in service, nearest tier first, in random order within a tier.
 
     The nearest tiers fill all places but a reserve, which goes to the farthest tiers as far as these have holders.
     """
     holding = [
-        Holder(member.node, entry.size_bytes, entry.complete, entry.received_bytes)
+        Holder(member.node, entry.size_bytes)
         for entry in entries
         if (member := members.get(entry.node_id))
         and member.incarnation == entry.incarnation
@@ -72,7 +70,6 @@ def choose(
     for tier in sorted(tiers):
         holders = tiers[tier]
         rng.shuffle(holders)
-        holders.sort(key=lambda holder: not holder.complete)
         farther -= len(holders)
         places = most - len(ordered)
         ordered += holders[: places - min(farther, reserve_for_far(most), places - 1)]

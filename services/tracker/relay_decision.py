@@ -33,8 +33,10 @@ STAYS_PER_SECOND = 500
 SLOW_SHARE = 0.6
 SLOW_LAG_SECONDS = 2.0
 """So far a host has to be behind its parent, too, before it is left: one lost packet makes a slow second."""
-SLOW_WORDS = 3
-"""And so often in a row: after a change of parents a wave of bytes goes down a chain."""
+CRAWL_SHARE = 0.4
+CRAWL_LAG_SECONDS = 1.0
+SLOW_WORDS = 4
+"""And so often in a row, where a crawl counts twice: after a change of parents a wave of bytes goes down a chain."""
 RATE_WEIGHT = 0.5
 MOVE_LEAD_SECONDS = 0.5
 MOVE_LEAD_BYTES = 1024 * 1024
@@ -216,7 +218,8 @@ def _seat(tree: Tree, ask: Ask, view: View) -> Seat:
         seat.seen_at = now
     seat.done = False
     if ask.phase is Phase.STAY and not seat.slow:
-        seat.behind = seat.behind + 1 if _falls_behind(tree, seat, view.link_bytes_per_second) else 0
+        weight = _falls_behind(tree, seat, view.link_bytes_per_second)
+        seat.behind = seat.behind + weight if weight else 0
         if seat.behind >= SLOW_WORDS:
             seat.slow = True
             tree.changed.add(ask.node_id)
@@ -253,15 +256,17 @@ def _may_stay(tree: Tree, ask: Ask, view: View) -> bool:
     return parent is None or parent_id in view.complete or not parent.slow
 
 
-def _falls_behind(tree: Tree, seat: Seat, link_bytes_per_second: float) -> bool:
-    """Tell whether a host gets the blob so much more slowly than its own parent that its followers had better move."""
+def _falls_behind(tree: Tree, seat: Seat, link_bytes_per_second: float) -> int:
+    """Tell whether a host gets the blob more slowly than its own parent (1), or so much that it crawls (2); else 0."""
     source = tree.seats.get(seat.parent)
-    if source is None or seat.done:
-        return False
+    if source is None or seat.done or not seat.bytes_per_second:
+        return 0
     sharing = max(1, int(load(tree, seat.parent)))
-    expected = min(source.bytes_per_second, link_bytes_per_second / sharing)
+    share = seat.bytes_per_second / max(1.0, min(source.bytes_per_second, link_bytes_per_second / sharing))
     lag = source.received_bytes - seat.received_bytes
-    return lag > SLOW_LAG_SECONDS * source.bytes_per_second and 0 < seat.bytes_per_second < SLOW_SHARE * expected
+    if share < CRAWL_SHARE and lag > CRAWL_LAG_SECONDS * source.bytes_per_second:
+        return 2
+    return int(share < SLOW_SHARE and lag > SLOW_LAG_SECONDS * source.bytes_per_second)
 
 
 def _place(tree: Tree, ask: Ask, view: View, openings: Openings) -> Answer:

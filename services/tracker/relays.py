@@ -163,7 +163,7 @@ class Relays:
         now = time.time()
         if now - desk.complete_at > COMPLETE_FRESH_SECONDS:
             [holders], _ = await self._lookup.locate([digest], Question("", asks[0].place, HOLDERS))
-            desk.complete = {holder.node.id: holder.node.topology for holder in holders if holder.complete}
+            desk.complete = {holder.node.id: holder.node.topology for holder in holders}
             desk.complete_at = now
         link = self._link_bytes_per_second or LINK_BYTES_PER_SECOND
         return View(now, self._in_service, desk.complete, self._unsteady(asks), link)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from stafett.api.v1 import tracker_pb2
 from stafett.common import wire
-from stafett.common.cluster import HeldBlob, HeldImage, check_node_id
+from stafett.common.cluster import HeldImage, check_node_id
 from stafett.common.digest import Digest
 from stafett.common.errors import DigestInvalid, NameInvalid, RequestInvalid
 from stafett.common.reference import Reference
@@ -54,7 +54,7 @@ def announcement(message: tracker_pb2.Announce) -> Announcement:
     """Read an Announce. Raises RequestInvalid."""
     return Announcement(
         reset=message.reset,
-        holds=_each("holds", message.holds, DIGESTS_MAX, _blob),
+        holds=_each("holds", message.holds, DIGESTS_MAX, wire.held_blob_from_wire),
         withdraws=_each("withdraws", message.withdraws, DIGESTS_MAX, Digest.parse),
         images=_each("images", message.images, IMAGES_MAX, _image),
         withdrawn_images=_each("withdrawn_images", message.withdrawn_images, DIGESTS_MAX, image_name),
@@ -136,13 +136,6 @@ def _peer_report(message: tracker_pb2.PeerOutcomes) -> PeerReport:
         raise RequestInvalid("first_byte_seconds, seconds_per_mib", f"must be 0 to {_SECONDS_MAX:.0f}")
     failed = message.refused + message.stalled
     return PeerReport(Experienced(message.node_id, message.epoch, message.succeeded, failed, *means), corrupt)
-
-
-def _blob(message: tracker_pb2.HeldBlob) -> HeldBlob:
-    blob = wire.held_blob_from_wire(message)
-    if not blob.complete and blob.size_bytes and blob.received_bytes > blob.size_bytes:
-        raise RequestInvalid("received_bytes", "is more than size_bytes")
-    return blob
 
 
 def _image(message: tracker_pb2.HeldImage) -> HeldImage:

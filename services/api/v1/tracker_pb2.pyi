@@ -250,27 +250,19 @@ class HeldBlob(_message.Message):
 
     DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    COMPLETE_FIELD_NUMBER: _builtins.int
-    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """Digest, "sha256:<64 lower-case hex>"."""
     size_bytes: _builtins.int
-    """Size in bytes; 0 when not known yet (only with complete = false)."""
-    complete: _builtins.bool
-    """Whether all of it is there."""
-    received_bytes: _builtins.int
-    """Bytes from the start that are there; equals size_bytes when complete."""
+    """Size in bytes."""
     def __init__(
         self,
         *,
         digest: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
-        complete: _builtins.bool = ...,
-        received_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "digest", b"digest", "received_bytes", b"received_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -653,33 +645,25 @@ Global___LocatedBlob: _TypeAlias = LocatedBlob  # noqa: Y015
 
 @_typing.final
 class Holder(_message.Message):
-    """Holder is a node that has (a part of) a blob."""
+    """Holder is a node that has a blob."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    COMPLETE_FIELD_NUMBER: _builtins.int
-    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Node id, described in LocateResponse.nodes."""
     size_bytes: _builtins.int
-    """Full size of the blob in bytes; 0 when not known."""
-    complete: _builtins.bool
-    """Whether it has all of it."""
-    received_bytes: _builtins.int
-    """Bytes from the start that it has."""
+    """Size of the blob in bytes."""
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
-        complete: _builtins.bool = ...,
-        received_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "node_id", b"node_id", "received_bytes", b"received_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

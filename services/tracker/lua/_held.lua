@@ -1,5 +1,5 @@
 -- Put before the scripts that change what a node holds. KEYS: meta, held, images. ARGV: epoch, incarnation, ...
--- count and xor of the complete blobs in held are kept in meta with every change.
+-- count and xor of the digests in held are kept in meta with every change.
 local meta = redis.call('HMGET', KEYS[1], 'epoch', 'incarnation', 'count', 'xor')
 local fenced = meta[1] ~= ARGV[1] or meta[2] ~= ARGV[2]
 local count = tonumber(meta[3] or 0)
@@ -12,9 +12,12 @@ local function fold(digest, step)
   low = bit.bxor(low, tonumber(digest:sub(9, 16), 16))
 end
 
+local function add(digest)
+  if redis.call('SADD', KEYS[2], digest) == 1 then fold(digest, 1) end
+end
+
 local function remove(digest)
-  if redis.call('HGET', KEYS[2], digest) == 'c' then fold(digest, -1) end
-  redis.call('HDEL', KEYS[2], digest)
+  if redis.call('SREM', KEYS[2], digest) == 1 then fold(digest, -1) end
 end
 
 local function save()

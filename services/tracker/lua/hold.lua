@@ -1,15 +1,12 @@
 -- include _held
--- ARGV: epoch, incarnation, reset, ttl seconds, number of blobs, then digest and flag ('c' complete, 'p' partial) for each, image
--- names. Gives {'0'} when fenced, else {'1', number of digests, digests..., images...}: what a reset makes void. That stays in
+-- ARGV: epoch, incarnation, reset, ttl seconds, number of digests, digests..., image names... Gives {'0'} when fenced, else {'1', number of digests, digests..., images...}: what a reset makes void. That stays in
 -- held until unhold, so that an announcement which broke off can be made again.
 if fenced then
   return {'0'}
 end
-local first_image, named = 6 + 2 * ARGV[5], {}
-for i = 6, first_image - 1, 2 do
-  remove(ARGV[i])
-  redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
-  if ARGV[i + 1] == 'c' then fold(ARGV[i], 1) end
+local first_image, named = 6 + ARGV[5], {}
+for i = 6, first_image - 1 do
+  add(ARGV[i])
   named[ARGV[i]] = true
 end
 for i = first_image, #ARGV do
@@ -19,7 +16,7 @@ end
 save()
 local void = {'1', '0'}
 if ARGV[3] == '1' then
-  for _, digest in ipairs(redis.call('HKEYS', KEYS[2])) do
+  for _, digest in ipairs(redis.call('SMEMBERS', KEYS[2])) do
     if not named[digest] then void[#void + 1] = digest end
   end
   void[2] = tostring(#void - 2)

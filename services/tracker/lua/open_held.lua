@@ -11,7 +11,7 @@ if meta[2] == ARGV[2] then
   redis.call('HSET', KEYS[1], 'epoch', ARGV[1])
   return {'1', meta[4], meta[5], string.format('%.0f', now - meta[6])}
 end
-local digests, images = redis.call('HKEYS', KEYS[2]), redis.call('SMEMBERS', KEYS[3])
+local digests, images = redis.call('SMEMBERS', KEYS[2]), redis.call('SMEMBERS', KEYS[3])
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'incarnation', ARGV[2], 'bucket', ARGV[3],
   'count', 0, 'xor', string.rep('0', 16), 'reset_ms', string.format('%.0f', now))

@@ -236,7 +236,7 @@ async def test_a_malformed_registration_is_refused_naming_the_field(one: Running
     assert ended.value.details.startswith(f"{field}:")
 
 
-BLOB = tracker_pb2.HeldBlob(digest=str(A), complete=True)
+BLOB = tracker_pb2.HeldBlob(digest=str(A))
 BAD_ANNOUNCE = {
     "holds[1]": tracker_pb2.Announce(holds=[BLOB, tracker_pb2.HeldBlob(digest="sha256:XYZ")]),
     "holds": tracker_pb2.Announce(holds=[BLOB] * 1001),

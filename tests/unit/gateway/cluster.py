@@ -22,8 +22,8 @@ def node(name: str, *, zone: str = "a", epoch: int = 1, state: NodeState = NodeS
     return Node(name, epoch, Address(name, 7461), Topology("eu", zone), state, sequence=sequence)
 
 
-def holder(name: str, size_bytes: int, *, zone: str = "a", complete: bool = True) -> Holder:
-    return Holder(node(name, zone=zone), size_bytes, complete)
+def holder(name: str, size_bytes: int, *, zone: str = "a") -> Holder:
+    return Holder(node(name, zone=zone), size_bytes)
 
 
 @dataclass

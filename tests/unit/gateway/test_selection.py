@@ -51,7 +51,7 @@ nodes = st.builds(
     score=scores | st.none(),
     health=samples | st.none(),
 )
-holders = st.lists(st.builds(Holder, nodes, st.just(10), st.booleans()), max_size=12, unique_by=lambda h: h.node.id)
+holders = st.lists(st.builds(Holder, nodes, st.just(10)), max_size=12, unique_by=lambda h: h.node.id)
 beliefs = st.lists(nodes, max_size=8).map(lambda known: {node.id: node for node in known})
 asking = st.builds(Asking, st.sampled_from(["n0", "me"]), places)
 views = st.dictionaries(st.sampled_from(NAMES), st.builds(PeerView, st.integers(0, 5), seconds, seconds, st.booleans()))
@@ -78,7 +78,7 @@ ME = Asking("me", Topology("eu", "a", "k"))
 
 
 @given(holders, asking, beliefs, views, algorithms, st.integers())
-def test_only_complete_others_in_service_are_chosen_by_the_newest_belief(
+def test_only_others_in_service_are_chosen_by_the_newest_belief(
     found: list[Holder],
     me: Asking,
     believed: dict[str, Node],
@@ -89,7 +89,6 @@ def test_only_complete_others_in_service_are_chosen_by_the_newest_belief(
     order = ranked(found, me, seen, believed, algorithm, seed)
     assert len({candidate.node.state for candidate in order}) <= 1, "suspects only where nobody is READY"
     for candidate in order:
-        assert candidate.holder.complete
         assert candidate.node.id != me.node_id
         assert candidate.node.state in (NodeState.READY, NodeState.SUSPECT)
         if candidate.node.id in believed:
@@ -101,7 +100,7 @@ def test_nobody_is_lost_or_offered_twice_and_the_failing_come_last(
     found: list[Holder], me: Asking, seen: dict[str, PeerView], algorithm: Algorithm, seed: int
 ) -> None:
     order = ranked(found, me, seen, algorithm=algorithm, seed=seed)
-    others = [holder for holder in found if holder.complete and holder.node.id != me.node_id]
+    others = [holder for holder in found if holder.node.id != me.node_id]
     ready = {holder.node.id for holder in others if holder.node.state is NodeState.READY}
     suspect = {holder.node.id for holder in others if holder.node.state is NodeState.SUSPECT}
     assert sorted(candidate.node.id for candidate in order) == sorted(ready or suspect)

@@ -19,22 +19,22 @@ def member(node_id: str, place: Topology, state: NodeState, incarnation: int, ep
     return Member(Node(node_id, epoch, Address("127.0.0.1", 1), place, state), incarnation)
 
 
-def entry(node_id: str, *, incarnation: int = 1, complete: bool = True, epoch: int = 5) -> Entry:
-    return Entry(node_id, epoch, incarnation, 10, complete, 10 if complete else 4)
+def entry(node_id: str, *, incarnation: int = 1, epoch: int = 5) -> Entry:
+    return Entry(node_id, epoch, incarnation, 10)
 
 
 members = st.lists(
-    st.tuples(st.sampled_from(PLACES), st.sampled_from(list(NodeState)), st.sampled_from([1, 2]), st.booleans()),
+    st.tuples(st.sampled_from(PLACES), st.sampled_from(list(NodeState)), st.sampled_from([1, 2])),
     max_size=40,
 )
 
 
 @hypothesis.given(members, st.integers(1, 20), st.integers(0, 1000))
 def test_chosen_holders_can_serve_and_come_nearest_first(
-    drawn: list[tuple[Topology, NodeState, int, bool]], most: int, seed: int
+    drawn: list[tuple[Topology, NodeState, int]], most: int, seed: int
 ) -> None:
-    known = {f"n{i}": member(f"n{i}", place, state, now) for i, (place, state, now, _) in enumerate(drawn)}
-    entries = [entry(f"n{i}", complete=complete) for i, (_, _, _, complete) in enumerate(drawn)]
+    known = {f"n{i}": member(f"n{i}", place, state, now) for i, (place, state, now) in enumerate(drawn)}
+    entries = [entry(f"n{i}") for i in range(len(drawn))]
     chosen = choose([*entries, entry("unknown")], known, "n0", HERE, most, random.Random(seed))
     others = [found for node_id, found in known.items() if found.incarnation == 1 and node_id != "n0"]
     ready = [found for found in others if found.node.state is NodeState.READY]
