@@ -35,8 +35,8 @@ SLOW_LAG_SECONDS = 2.0
 """So far a host has to be behind its parent, too, before it is left: one lost packet makes a slow second."""
 CRAWL_SHARE = 0.4
 CRAWL_LAG_SECONDS = 1.0
-SLOW_WORDS = 4
-"""And so often in a row, where a crawl counts twice: after a change of parents a wave of bytes goes down a chain."""
+SLOW_WORDS = 3.0
+"""And so often in a row, a crawl one and a half times: after a change of parents a wave of bytes goes down a chain."""
 RATE_WEIGHT = 0.5
 MOVE_LEAD_SECONDS = 0.5
 MOVE_LEAD_BYTES = 1024 * 1024
@@ -256,17 +256,17 @@ def _may_stay(tree: Tree, ask: Ask, view: View) -> bool:
     return parent is None or parent_id in view.complete or not parent.slow
 
 
-def _falls_behind(tree: Tree, seat: Seat, link_bytes_per_second: float) -> int:
-    """Tell whether a host gets the blob more slowly than its own parent (1), or so much that it crawls (2); else 0."""
+def _falls_behind(tree: Tree, seat: Seat, link_bytes_per_second: float) -> float:
+    """Tell how much it counts that a host gets the blob more slowly than its own parent: 1, 1.5 at a crawl, else 0."""
     source = tree.seats.get(seat.parent)
     if source is None or seat.done or not seat.bytes_per_second:
-        return 0
+        return 0.0
     sharing = max(1, int(load(tree, seat.parent)))
     share = seat.bytes_per_second / max(1.0, min(source.bytes_per_second, link_bytes_per_second / sharing))
     lag = source.received_bytes - seat.received_bytes
     if share < CRAWL_SHARE and lag > CRAWL_LAG_SECONDS * source.bytes_per_second:
-        return 2
-    return int(share < SLOW_SHARE and lag > SLOW_LAG_SECONDS * source.bytes_per_second)
+        return 1.5
+    return float(share < SLOW_SHARE and lag > SLOW_LAG_SECONDS * source.bytes_per_second)
 
 
 def _place(tree: Tree, ask: Ask, view: View, openings: Openings) -> Answer:

@@ -30,7 +30,7 @@ class Seat:
     done: bool = False
     blocked: bool = False
     slow: bool = False
-    behind: int = 0
+    behind: float = 0.0
     """How often in a row it has told that it is far behind its parent."""
 
     @property

@@ -36,6 +36,8 @@ SAVE_TRIES = 4
 FORGET_SECONDS = 60.0
 LINK_FADES = 0.999
 """Per word from a host."""
+SLOW_KEPT_SECONDS = 600.0
+"""So long a host that was slow in one tree is put last in others."""
 
 _Asked = tuple[Ask, asyncio.Future[Answer]]
 
@@ -62,6 +64,7 @@ class Relays:
         self._membership = membership
         self._desks: dict[Digest, _Desk] = {}
         self._link_bytes_per_second = 0.0
+        self._slow_until: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> NoReturn:
@@ -73,6 +76,7 @@ class Relays:
                 for digest, desk in list(self._desks.items()):
                     if desk.used_at < old and desk.work is None and not desk.waiting:
                         del self._desks[digest]
+                self._slow_until = {node: until for node, until in self._slow_until.items() if until > time.time()}
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -133,7 +137,7 @@ class Relays:
             if desk.tree is None:
                 desk.tree = await self._load(digest)
             answers = decide(desk.tree, asks, await self._view(digest, desk, asks))
-            self._note_rates(desk.tree, asks)
+            self._learn(desk.tree, asks)
             if not desk.tree.changed:
                 return answers
             try:
@@ -166,22 +170,25 @@ class Relays:
             desk.complete = {holder.node.id: holder.node.topology for holder in holders}
             desk.complete_at = now
         link = self._link_bytes_per_second or LINK_BYTES_PER_SECOND
-        return View(now, self._in_service, desk.complete, self._unsteady(asks), link)
+        return View(now, self._in_service, desk.complete, self._unsteady(asks, now), link)
 
-    def _note_rates(self, tree: Tree, asks: Sequence[Ask]) -> None:
-        """Learn how fast links are from what hosts get; old news fade away."""
+    def _learn(self, tree: Tree, asks: Sequence[Ask]) -> None:
+        """Learn how fast links are from what hosts get, and who is slow; old news fade away."""
         for ask in asks:
             seat = tree.seats.get(ask.node_id)
             if seat is not None and seat.bytes_per_second:
                 self._link_bytes_per_second = max(self._link_bytes_per_second * LINK_FADES, seat.bytes_per_second)
+            if seat is not None and seat.slow and not seat.done:
+                self._slow_until[ask.node_id] = time.time() + SLOW_KEPT_SECONDS
 
     def _in_service(self, node_id: str) -> bool:
         member = self._membership.members.get(node_id)
         return member is not None and member.node.state is NodeState.READY
 
-    def _unsteady(self, asks: Sequence[Ask]) -> set[str]:
+    def _unsteady(self, asks: Sequence[Ask], now: float) -> set[str]:
         members = self._membership.members
-        return {ask.node_id for ask in asks if ask.node_id in members and members[ask.node_id].node.flaps}
+        flapping = {ask.node_id for ask in asks if ask.node_id in members and members[ask.node_id].node.flaps}
+        return flapping | {node_id for node_id, until in self._slow_until.items() if until > now}
 
 
 def _settle(line: Sequence[_Asked], answer: Callable[[Ask], Answer]) -> None:
