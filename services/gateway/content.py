@@ -226,7 +226,9 @@ class Content:
             return Outcome.HIT
         if span.length == size and sources.one_stream:
             span = Span(0, size, False)  # several streams of one blob would each need a place in its tree
-        transfer = Transfer(self._relay, digest, size, span, sources)
+        resumed = request.receiving and span.offset > 0 and span.offset + span.length == size
+        prefix = await self._own.prefix(digest, span.offset) if resumed else None
+        transfer = Transfer(self._relay, digest, size, span, sources, prefix)
         pieces = transfer.pieces()
         try:
             first = await transfer.first_piece(pieces)

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from stafett.common.topology import Tier
 
 LOCAL = "local"
+UPSTREAM_CLAIM = "upstream_claim"
 SOURCE_OF_TIER = {
     Tier.HOST: LOCAL,
     Tier.RACK: "peer_rack",
@@ -28,7 +29,10 @@ class GatewayMetrics:
             registry=self._registry,
         )
         self._bytes = Counter(
-            "stafett_gateway_bytes", "Content bytes sent to clients, by source.", ["source"], registry=self._registry
+            "stafett_gateway_bytes",
+            "Content bytes that clients got, by source; those from upstream as far as they were fetched under a claim.",
+            ["source"],
+            registry=self._registry,
         )
         self._failovers = Counter(
             "stafett_gateway_failovers",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from stafett.common.blob_codec import Frame
 from stafett.common.blob_files import BlobFile
 from stafett.common.cluster import Address, Node
 from stafett.common.digest import Digest
@@ -40,14 +41,10 @@ class OwnBlob:
             async for chunk in self._file.chunks(span.offset, span.length):
                 yield memoryview(chunk)
         elif span.length:
-            async with aclosing(self._reader.read(self._node, self._digest, span.offset, span.length)) as frames:
-                while True:
-                    async with asyncio.timeout(SILENCE_SECONDS):
-                        frame = await anext(frames, None)
-                    if frame is None:
-                        return
-                    if isinstance(frame, bytes | memoryview):
-                        yield memoryview(frame)
+            reading = self._reader.read(self._node, self._digest, span.offset, span.length)
+            async with aclosing(_pieces(reading)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     def close(self) -> None:
         """Close the file; must be called once."""
@@ -80,6 +77,16 @@ class OwnContent:
         except Unavailable as error:
             log.warning("ingest_not_dropped", digest=str(digest), reason=error.reason)
 
+    async def prefix(self, digest: Digest, length: int) -> AsyncGenerator[memoryview, None] | None:
+        """Give the first bytes of a blob that the host is receiving; None if it has not so many."""
+        try:
+            state = await self._own_node.receiving(digest)
+        except Unavailable:
+            return None
+        if state is None or state.available_bytes < length:
+            return None
+        return _pieces(self._reader.read(self._node, digest, 0, length, follow=True))
+
     async def open(self, digest: Digest) -> OwnBlob | None:
         """Open a blob, or None where this host has not got it, or cannot read it."""
         size = await self._own_node.size_of(digest)
@@ -95,3 +102,15 @@ class OwnContent:
             file.close()
             return None
         return OwnBlob(digest, file.size_bytes, file, self._node, self._reader)
+
+
+async def _pieces(reading: AsyncGenerator[Frame, None]) -> AsyncGenerator[memoryview, None]:
+    """Yield the data of what is read from the own node. Raises TimeoutError: if it falls silent."""
+    async with aclosing(reading) as frames:
+        while True:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                frame = await anext(frames, None)
+            if frame is None:
+                return
+            if isinstance(frame, bytes | memoryview):
+                yield memoryview(frame)

@@ -18,6 +18,7 @@ import structlog
 
 from stafett.common.digest import Digest
 from stafett.common.errors import Unavailable
+from stafett.gateway.metrics import UPSTREAM_CLAIM, GatewayMetrics
 from stafett.gateway.ports import OwnHost, RelayAsk, RelayFetch, RelayPhase, Tracker
 
 log = structlog.get_logger()
@@ -57,11 +58,13 @@ class Seats:
         tracker: Tracker,
         own_node: OwnHost,
         group: asyncio.TaskGroup,
+        metrics: GatewayMetrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tracker = tracker
         self.own_node = own_node
         self._group = group
+        self._metrics = metrics
         self._clock = clock
         self._claims: dict[Digest, asyncio.Task[None]] = {}
         self._receiving: Counter[Digest] = Counter()
@@ -131,10 +134,11 @@ class Seats:
                 state = await self.own_node.receiving(digest, received, GROWTH_WAIT_SECONDS)
                 if state is None:
                     break
+                before, received = received, max(received, state.available_bytes)
+                self._metrics.count_bytes(UPSTREAM_CLAIM, received - before)
                 if state.open_ingests == 0:
-                    phase, received = RelayPhase.DONE, state.size_bytes
+                    phase = RelayPhase.DONE
                     break
-                received = max(received, state.available_bytes)
                 if not await self._keep(RelayAsk(digest, RelayPhase.STAY, size, received, token=ask.token)):
                     return
         except Unavailable as error:

@@ -1,7 +1,8 @@
 """A running transfer: the bytes of one blob on their way to one client, whoever they come from.
 
 It goes on at the same byte with the next source if one breaks, stalls, crawls or lies about the size, and asks a second
-one when the first byte is late. Whole blobs are hashed, the last piece is held back until the digest is right.
+one when the first byte is late. Whole blobs are hashed, and rests of blobs together with what the client has of them;
+the last piece is held back until the digest is right.
 Who is next is told by `sources`, one holder's bytes are `stream`'s.
 """
 
@@ -47,7 +48,13 @@ class Transfer:
     """
 
     def __init__(
-        self, relay: Relay, digest: Digest, size_bytes: int, span: Span, sources: Sources | None = None
+        self,
+        relay: Relay,
+        digest: Digest,
+        size_bytes: int,
+        span: Span,
+        sources: Sources | None = None,
+        prefix: AsyncGenerator[memoryview, None] | None = None,
     ) -> None:
         self._relay = relay
         self._sources = sources or RankedSources(relay, digest)
@@ -55,7 +62,7 @@ class Transfer:
         self._size_bytes = size_bytes
         self._position = self._sources.position = span.offset
         self._end = span.offset + span.length
-        self._running = RunningDigest() if span.length == size_bytes else None
+        self._running = RunningDigest(prefix) if prefix or span.length == size_bytes else None
         self._contributors: dict[str, Node] = {}
         self._slow_switches = 0
         self.served_by: Candidate | None = None
@@ -84,6 +91,8 @@ class Transfer:
                     except _HOLDER_FAILED as error:
                         self._note_failure(stream, error)
         finally:
+            if self._running is not None:
+                self._running.close()
             await self._sources.close(finished=self._position == self._end and not self.spoilt)
 
     async def first_piece(self, pieces: AsyncGenerator[memoryview, None]) -> memoryview | None:
@@ -177,7 +186,7 @@ class Transfer:
         if self._running is None:
             return
         await self._running.add(piece)
-        if self._position == self._end and not await self._running.matches(self._digest):
+        if self._position == self._end and await self._running.contradicts(self._digest):
             self.spoilt = self._end > len(piece)
             self._relay.quarantine.add(self._digest, self._contributors)
             self._relay.metrics.count_quarantined(len(self._contributors))

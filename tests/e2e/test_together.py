@@ -41,6 +41,17 @@ def upstream_gets(bed: Bed, repository: str) -> Counter[str]:
     )
 
 
+def leave_download(bed: Bed, host: Host, reference: str) -> None:
+    """Leave the beginning of a download, of zeros, in a host's store, whose client has been killed."""
+    assert host.containerd is not None
+    with subprocess.Popen(host.containerd.ctr_command("content", "ingest", reference), stdin=subprocess.PIPE) as writer:
+        assert writer.stdin is not None
+        writer.stdin.write(bytes(3_000_000))
+        writer.stdin.flush()
+        wait_until(lambda: reference in bed.ctr(host, "content", "active"), "the download is there")
+        writer.kill()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_hosts_that_pull_together_ask_upstream_once(own_bed: Bed, shape: str) -> None:
     own_bed.start(HOSTS)
@@ -64,20 +75,26 @@ def test_a_client_without_a_download_in_the_store_gets_no_claim(bed: Bed) -> Non
 
 def test_a_dead_download_that_a_killed_client_left_holds_nobody_up(bed: Bed) -> None:
     image = bed.push_image("lib/dead", {PLATFORM: [30_000_000]})
-    host = bed.hosts[0]
-    assert host.containerd is not None
     layer = image.blobs[PLATFORM][1].digest
-    reference = f"layer-{layer}"
-    with subprocess.Popen(host.containerd.ctr_command("content", "ingest", reference), stdin=subprocess.PIPE) as writer:
-        assert writer.stdin is not None
-        writer.stdin.write(bytes(3_000_000))
-        writer.stdin.flush()
-        wait_until(lambda: reference in bed.ctr(host, "content", "active"), "the download is there")
-        writer.kill()
+    leave_download(bed, bed.hosts[0], f"layer-{layer}")
     pull_together(bed, bed.hosts[1:], image.name)
     for other in bed.hosts[1:]:
         bed.assert_complete(other, image)
     assert upstream_gets(bed, "lib/dead")[str(layer)] == 1
+
+
+def test_a_download_that_was_wrong_already_is_found_out_and_the_next_attempt_succeeds(bed: Bed) -> None:
+    image = bed.push_image("lib/wrong-prefix", {PLATFORM: [30_000_000]}, seed=1)
+    holder, host = bed.hosts[:2]
+    assert host.containerd is not None
+    bed.pull(holder, image.name)
+    bed.wait_held(holder, digests_of(image))
+    leave_download(bed, host, f"layer-{image.blobs[PLATFORM][1].digest}")
+    first = host.containerd.pull(image.name, "--platform", PLATFORM)
+    assert first.returncode != 0
+    wait_until(lambda: not bed.ctr(host, "content", "active").count("layer-"), "the wrong download is dropped")
+    bed.pull(host, image.name)
+    bed.assert_complete(host, image)
 
 
 def test_two_namespaces_of_one_host_share_a_download(bed: Bed) -> None:

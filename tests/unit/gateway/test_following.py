@@ -95,7 +95,7 @@ async def bed(
             Outcomes(tracker),
             random.Random(1),
         )
-        yield Bed(relay, Seats(tracker, own, group), tracker, own)
+        yield Bed(relay, Seats(tracker, own, group, relay.metrics), tracker, own)
 
 
 def follow(name: str, *ancestors: str) -> RelayFollow:
@@ -129,6 +129,7 @@ async def test_a_claim_sends_the_client_upstream_and_its_growth_is_told() -> Non
             await parts.pull()
     assert parts.told == [(RelayPhase.ENTER, 0), (RelayPhase.STAY, 500), (RelayPhase.DONE, SIZE)]
     assert [ask.token for ask in parts.tracker.asked] == [0, 7, 7]
+    assert f'source="upstream_claim"}} {float(SIZE)}' in parts.relay.metrics.render().decode()
 
 
 async def test_a_fetch_that_is_given_up_is_told() -> None:
@@ -170,7 +171,7 @@ async def test_a_client_that_leaves_gives_its_seat_back() -> None:
 async def test_patience_counts_what_is_waited_at_the_same_time_once() -> None:
     now = [100.0]
     async with asyncio.TaskGroup() as group:
-        seats = Seats(FakeTracker(), FakeOwnHost(), group, lambda: now[0])
+        seats = Seats(FakeTracker(), FakeOwnHost(), group, GatewayMetrics(), lambda: now[0])
         for _ in range(10):
             now[0] += 1.0
             seats.note_wait("reg/app", 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -55,6 +55,29 @@ def peers_of(relay: Relay) -> FakePeers:
 async def pulled(relay: Relay, span: Span | None = None) -> bytes:
     transfer = Transfer(relay, D, SIZE, span or Span(0, SIZE, False))
     return b"".join([bytes(piece) async for piece in transfer.pieces()])
+
+
+async def had(content: bytes, error: Exception | None = None) -> AsyncGenerator[memoryview, None]:
+    """What a client has of the blob already, as its node gives it."""
+    yield memoryview(content)
+    if error is not None:
+        raise error
+
+
+async def test_a_rest_is_checked_together_with_what_the_client_has_of_the_blob() -> None:
+    rest = Span(3 * CHUNK, SIZE - 3 * CHUNK, True)
+    async with relay({"n1": Script(CONTENT)}) as each:
+        right = Transfer(each, D, SIZE, rest, prefix=had(CONTENT[: 3 * CHUNK]))
+        assert b"".join([bytes(piece) async for piece in right.pieces()]) == CONTENT[3 * CHUNK :]
+        unknown = Transfer(each, D, SIZE, rest, prefix=had(b"", Unavailable("own node", "gone")))
+        assert b"".join([bytes(piece) async for piece in unknown.pieces()]) == CONTENT[3 * CHUNK :]
+        wrong = Transfer(each, D, SIZE, rest, prefix=had(bytes(3 * CHUNK)))
+        pieces = wrong.pieces()
+        got = b"".join([bytes(await anext(pieces)) for _ in range(7)])
+        with pytest.raises(CorruptContent):
+            await anext(pieces)
+        assert wrong.spoilt
+        assert got == CONTENT[3 * CHUNK : 10 * CHUNK], "the last piece is held back"
 
 
 @pytest.mark.parametrize("position", [0, 1, CHUNK - 1, CHUNK, 5 * CHUNK + 3, SIZE - 1])
