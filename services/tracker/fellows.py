@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
+from collections.abc import Iterable
 from typing import NoReturn
 
 import grpc
@@ -64,7 +65,7 @@ class Fellows:
         """Tell which other replica decides about a digest; None if this one does."""
         now = time.monotonic()
         reachable = [fellow for fellow in self._live if self._resting.get(fellow, 0.0) <= now]
-        owner = max((self._own, *reachable), key=lambda fellow: _weight(digest, fellow))
+        owner = owner_of(digest, (self._own, *reachable))
         return None if owner == self._own else owner
 
     async def ask(self, owner: str, request: tracker_pb2.RelayRequest) -> tracker_pb2.RelayResponse | None:
@@ -83,5 +84,6 @@ class Fellows:
             return None
 
 
-def _weight(digest: Digest, fellow: str) -> bytes:
-    return hashlib.blake2b(f"{digest} {fellow}".encode(), digest_size=8).digest()
+def owner_of(digest: Digest, fellows: Iterable[str]) -> str:
+    """Choose which of the replicas, by address, decides about a digest: rendezvous hashing."""
+    return max(fellows, key=lambda fellow: hashlib.blake2b(f"{digest} {fellow}".encode(), digest_size=8).digest())

@@ -6,11 +6,13 @@ import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import pytest
 
 from stafett.cli.local_cluster.cluster import Host
 from stafett.cli.local_cluster.parts import run
 from stafett.cli.local_cluster.processes import wait_until
+from stafett.common.oci import Descriptor
 from tests.e2e.bed import PLATFORM, Bed, digests_of
 
 pytestmark = [
@@ -41,10 +43,12 @@ def upstream_gets(bed: Bed, repository: str) -> Counter[str]:
     )
 
 
-def leave_download(bed: Bed, host: Host, reference: str) -> None:
+def leave_download(bed: Bed, host: Host, layer: Descriptor) -> None:
     """Leave the beginning of a download, of zeros, in a host's store, whose client has been killed."""
     assert host.containerd is not None
-    with subprocess.Popen(host.containerd.ctr_command("content", "ingest", reference), stdin=subprocess.PIPE) as writer:
+    reference = f"layer-{layer.digest}"
+    command = host.containerd.ctr_command("content", "ingest", "--expected-size", str(layer.size_bytes), reference)
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as writer:
         assert writer.stdin is not None
         writer.stdin.write(bytes(3_000_000))
         writer.stdin.flush()
@@ -75,12 +79,12 @@ def test_a_client_without_a_download_in_the_store_gets_no_claim(bed: Bed) -> Non
 
 def test_a_dead_download_that_a_killed_client_left_holds_nobody_up(bed: Bed) -> None:
     image = bed.push_image("lib/dead", {PLATFORM: [30_000_000]})
-    layer = image.blobs[PLATFORM][1].digest
-    leave_download(bed, bed.hosts[0], f"layer-{layer}")
+    layer = image.blobs[PLATFORM][1]
+    leave_download(bed, bed.hosts[0], layer)
     pull_together(bed, bed.hosts[1:], image.name)
     for other in bed.hosts[1:]:
         bed.assert_complete(other, image)
-    assert upstream_gets(bed, "lib/dead")[str(layer)] == 1
+    assert upstream_gets(bed, "lib/dead")[str(layer.digest)] == 1
 
 
 def test_a_download_that_was_wrong_already_is_found_out_and_the_next_attempt_succeeds(bed: Bed) -> None:
@@ -89,12 +93,31 @@ def test_a_download_that_was_wrong_already_is_found_out_and_the_next_attempt_suc
     assert host.containerd is not None
     bed.pull(holder, image.name)
     bed.wait_held(holder, digests_of(image))
-    leave_download(bed, host, f"layer-{image.blobs[PLATFORM][1].digest}")
+    leave_download(bed, host, image.blobs[PLATFORM][1])
     first = host.containerd.pull(image.name, "--platform", PLATFORM)
     assert first.returncode != 0
     wait_until(lambda: not bed.ctr(host, "content", "active").count("layer-"), "the wrong download is dropped")
     bed.pull(host, image.name)
     bed.assert_complete(host, image)
+
+
+def test_a_runtime_that_wants_parallel_ranges_of_a_blob_it_receives_gets_one_stream(bed: Bed) -> None:
+    image = bed.push_image("lib/ranges", {PLATFORM: [5_000_000]}, seed=2)
+    holder, host = bed.hosts[:2]
+    bed.pull(holder, image.name)
+    layer = image.blobs[PLATFORM][1]
+    bed.wait_held(holder, [layer.digest])
+    url = f"{host.gateway_url}/v2/lib/ranges/blobs/{layer.digest}?ns=reg.test"
+    runtime = {"User-Agent": "containerd/2.1.0"}
+
+    def ask(bytes_: str) -> tuple[int, int]:
+        answer = httpx2.get(url, headers={**runtime, "Range": f"bytes={bytes_}"}, trust_env=False)
+        return answer.status_code, len(answer.content)
+
+    assert ask("0-") == (206, layer.size_bytes), "nothing is being received"
+    leave_download(bed, host, layer)
+    assert ask("0-") == (200, layer.size_bytes)
+    assert ask("4000000-") == (206, layer.size_bytes - 4_000_000)
 
 
 def test_two_namespaces_of_one_host_share_a_download(bed: Bed) -> None:

@@ -17,6 +17,7 @@ from stafett.cli.local_cluster.images import MadeImage
 from stafett.cli.local_cluster.processes import wait_until
 from stafett.common.digest import Digest
 from stafett.node.containerd_store import ContainerdStore
+from stafett.tracker.fellows import owner_of
 from tests.e2e.bed import PLATFORM, digests_of
 from tests.relay.bed import Pull, RelayBed, relay_bed
 
@@ -133,6 +134,18 @@ def test_when_upstream_is_cut_off_halfway_whoever_can_be_served_is(bed: RelayBed
     assert {pull.error for pull in pulling.pulls.values()} == {""}
 
 
+def test_when_upstream_is_gone_for_good_halfway_the_pulls_fail_soon_and_nothing_wrong_stays(bed: RelayBed) -> None:
+    with Pulling(bed, "lib/gone") as pulling:
+        pulling.wait_halfway()
+        bed.bed.upstream.stop()
+    for host in bed.hosts:
+        pull = pulling.pulls[host.name]
+        assert pull.error
+        assert pull.seconds < 90
+        assert not (host.content_root / "blobs" / "sha256" / pulling.layer.hex).exists()
+    assert all(bed.bed.node(host).state == 1 for host in bed.hosts)
+
+
 def test_when_redis_is_killed_halfway_nobody_notices(bed: RelayBed) -> None:
     with Pulling(bed, "lib/redis") as pulling:
         pulling.wait_halfway()
@@ -143,10 +156,11 @@ def test_when_redis_is_killed_halfway_nobody_notices(bed: RelayBed) -> None:
     assert bed.upstream_gets(pulling.image)[pulling.layer] == 1
 
 
-def test_when_a_tracker_is_killed_halfway_nobody_notices(bed: RelayBed) -> None:
+def test_when_the_tracker_that_decides_is_killed_halfway_nobody_notices(bed: RelayBed) -> None:
+    trackers = {f"{bed.bed.cluster.address}:{tracker.port}": tracker for tracker in bed.bed.cluster.trackers}
     with Pulling(bed, "lib/tracker") as pulling:
         pulling.wait_halfway()
-        bed.bed.cluster.trackers[0].process.kill()
+        trackers[owner_of(pulling.layer, trackers)].process.kill()
     pulling.assert_all_have_it()
     assert bed.upstream_gets(pulling.image)[pulling.layer] == 1
 
