@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,16 +44,17 @@ class Holders:
         digest = Digest.of(content)
         for host in to or self.all:
             path = blob_path(host.content_root, digest)
-            incoming = host.directory / "incoming"
+            incoming = host.content_root / "incoming"
             incoming.write_bytes(content)
             incoming.rename(path)
         for host in to or self.all:
             self.bed.wait_held(host, [digest])
         return digest
 
-    def start_node(self, host: Host) -> None:
+    def start_node(self, host: Host, settings: Mapping[str, object] | None = None) -> None:
         """Start (again) a host's node, with a limited upload."""
-        self.bed.cluster.start_node(host, {"upload_limit_bytes_per_second": UPLOAD_BYTES_PER_SECOND})
+        limit = {"upload_limit_bytes_per_second": UPLOAD_BYTES_PER_SECOND}
+        self.bed.cluster.start_node(host, {**limit, **(settings or {})})
 
     def restore(self) -> None:
         """Start what was killed, wake what was frozen, and give the asking gateway an empty memory."""

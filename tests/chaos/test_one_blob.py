@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -198,6 +200,54 @@ def test_a_draining_node_finishes_what_it_sends_and_starts_nothing_new(hosts: Ho
     assert refusals == [grpc.StatusCode.FAILED_PRECONDITION], "not even to who has not heard of the drain"
     assert node.popen.wait(10) == 0, "it ended by itself"
     assert '"drain_cut_short"' not in node.log_tail(50)
+
+
+def test_a_drain_that_takes_too_long_is_cut_short_and_the_client_gets_the_rest_elsewhere(hosts: Holders) -> None:
+    digest = hosts.give(BLOB_BYTES * 2, "drained-too-long")
+    assert hosts.near.node is not None
+    hosts.near.node.stop()
+    hosts.start_node(hosts.near, {"drain_grace_seconds": 0.5})
+    wait_until(lambda: ask(hosts.asking, digest, method="HEAD").node == "near", "the near one serves again")
+    answer = ask(hosts.asking, digest, at_bytes=MIDDLE, then=signal_to(hosts, signal.SIGTERM))
+    assert answer.is_all_of(digest)
+    assert answer.longest_gap_seconds < GAP_SECONDS
+    assert hosts.near.node.popen.wait(10) == 0, "it ended by itself"
+    assert '"drain_cut_short"' in hosts.near.node.log_tail(50)
+
+
+@pytest.fixture
+def small_disk(hosts: Holders) -> Iterator[Path]:
+    """Put the near host's store on a file system of its own that can be filled."""
+    root = hosts.near.content_root
+    assert hosts.near.node is not None
+    hosts.near.node.stop()
+    shutil.copytree(root, kept := root.with_name("kept"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={8 * BLOB_BYTES}", "tmpfs", root], check=True)
+    try:
+        shutil.copytree(kept, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns("sha256"))
+        (root / "blobs" / "sha256").mkdir()
+        hosts.start_node(hosts.near)
+        hosts.wait_ready()
+        yield root
+        hosts.near.node.stop()
+    finally:
+        subprocess.run(["umount", "--lazy", root], check=True)
+
+
+@pytest.mark.needs_root
+def test_a_full_disk_shows_in_the_nodes_health_and_what_it_holds_is_still_served(
+    hosts: Holders, small_disk: Path
+) -> None:
+    digest = hosts.give(1_000_000, "disk-full")
+    roomy = hosts.bed.node(hosts.near).score.components["disk"]
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb") as filler:
+        while True:
+            filler.write(bytes(1_000_000))
+    wait_until(lambda: hosts.bed.node(hosts.near).score.components["disk"] < roomy / 2, "the score falls")
+    assert hosts.bed.node(hosts.near).state == READY
+    assert ask(hosts.asking, digest).is_all_of(digest)
+    (small_disk / "filler").unlink()
+    wait_until(lambda: hosts.bed.node(hosts.near).score.components["disk"] == roomy, "the score recovers")
 
 
 def test_a_node_name_at_another_address_is_not_dialled_at_the_old_one(hosts: Holders) -> None:
