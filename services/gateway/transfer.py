@@ -35,6 +35,9 @@ from stafett.gateway.stream import STALLED, Stream, Wanted
 log = structlog.get_logger()
 
 SLOW_SWITCHES_MAX = 3
+OVERDUE_SECONDS = 0.5
+"""After so long without a first byte one more holder is asked each time, whatever the hedges have cost: a client that
+is told 404 after `first_piece_seconds` costs upstream more."""
 _HOLDER_FAILED = (Unavailable, Overloaded, BlobUnknown, Draining, RangeUnsatisfiable)
 
 _Race = dict[asyncio.Task[memoryview | None], Stream]
@@ -116,16 +119,16 @@ class Transfer:
         hedging = self._relay.hedging
         hedging.note_request()
         race: _Race = {}
-        may_hedge = True
+        hedged = False
         try:
             while True:
                 if not race:
                     self._start(await self._sources.next(), race)
-                delay = hedging.delay_seconds() if may_hedge else None
+                delay = OVERDUE_SECONDS if hedged else min(OVERDUE_SECONDS, hedging.delay_seconds())
                 done, _ = await asyncio.wait(race, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
-                    may_hedge = False
-                    self._hedge(race)
+                    self._hedge(race, overdue=hedged)
+                    hedged = True
                 for task in done:
                     stream = race.pop(task)
                     try:
@@ -156,11 +159,14 @@ class Transfer:
         stream = Stream(candidate, wanted, self._relay.book, self._relay.reader, self._relay.stall_timeout_seconds)
         race[asyncio.ensure_future(stream.first())] = stream
 
-    def _hedge(self, race: _Race) -> None:
-        """Ask one more holder, never the same, if there is one and the budget allows it."""
-        (late,) = race.values()
-        other = self._sources.other_than(late.candidate)
-        if other is not None and not other.failing and self._relay.hedging.take():
+    def _hedge(self, race: _Race, *, overdue: bool) -> None:
+        """Ask one more holder, never the same, if there is one and the budget allows it, or it is high time."""
+        late = list(race.values())
+        if overdue:
+            for stream in late:
+                self._sources.left(stream.candidate, None)
+        other = self._sources.other_than(late[-1].candidate)
+        if other is not None and not other.failing and (overdue or self._relay.hedging.take()):
             self._relay.metrics.count_hedge()
             self._start(other, race)
 

@@ -131,8 +131,23 @@ async def test_without_budget_there_is_no_hedge() -> None:
         assert [name for name, _ in peers_of(spent).asked] == ["n1"]
 
 
+async def test_whatever_hedges_have_cost_an_overdue_first_byte_is_asked_of_one_more_after_the_other() -> None:
+    scripts = {name: Script(CONTENT, stalls_at=0) for name in ("n1", "n2")}
+    async with relay({**scripts, "n3": Script(CONTENT)}) as overdue:
+        overdue.stall_timeout_seconds = 30.0
+        while overdue.hedging.take():
+            pass
+        transfer = Transfer(overdue, D, SIZE, Span(0, SIZE, False))
+        pieces = transfer.pieces()
+        assert await transfer.first_piece(pieces) is not None
+        assert transfer.served_by is not None
+        assert transfer.served_by.node.id == "n3"
+        await pieces.aclose()
+        assert peers_of(overdue).open_now == 0
+
+
 async def test_a_holder_that_crawls_is_left_while_another_has_room_and_asked_again_when_nobody_is_left() -> None:
-    crawling = Script(CONTENT, pause_seconds=0.7)
+    crawling = Script(CONTENT, pause_seconds=0.45)
     async with relay({"n1": crawling, "n2": Script(CONTENT, breaks_at=8 * CHUNK)}) as slow:
         slow.stall_timeout_seconds = 2.0
         while slow.hedging.take():
