@@ -80,12 +80,12 @@ class Tree:
         return seat
 
     def attach(self, node_id: str, parent: str) -> None:
-        """Give a seat another parent."""
+        """Give a seat another parent; how fast it was with the old one says nothing any more."""
         seat = self.seats[node_id]
         if seat.parent != parent:
             self._children[seat.parent].discard(node_id)
             self._children.setdefault(parent, set()).add(node_id)
-            seat.parent = parent
+            seat.parent, seat.bytes_per_second, seat.behind = parent, 0.0, 0.0
             self.changed.add(node_id)
 
     def remove(self, node_id: str) -> None:
