@@ -162,6 +162,8 @@ class Transfer:
     def _hedge(self, race: _Race, *, overdue: bool) -> None:
         """Ask one more holder, never the same, if there is one and the budget allows it, or it is high time."""
         late = list(race.values())
+        if late[-1].candidate.growing:
+            return  # it has nothing yet
         if overdue:
             for stream in late:
                 self._sources.left(stream.candidate, None)

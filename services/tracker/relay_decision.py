@@ -205,6 +205,7 @@ def _seat(tree: Tree, ask: Ask, view: View) -> Seat:
     now = view.now
     tree.size_bytes = max(tree.size_bytes, ask.size_bytes)
     seat = tree.seats.get(ask.node_id)
+    known = seat is not None and seat.bytes_per_second > 0
     if seat is None:
         parent = NO_PARENT if ask.parent in tree.below(ask.node_id) else ask.parent
         seat = tree.sit(ask.node_id, Seat(ask.place, parent, ask.received_bytes, seen_at=now))
@@ -217,7 +218,7 @@ def _seat(tree: Tree, ask: Ask, view: View) -> Seat:
         seat.received_bytes = max(seat.received_bytes, ask.received_bytes)
         seat.seen_at = now
     seat.done = False
-    if ask.phase is Phase.STAY and not seat.slow:
+    if ask.phase is Phase.STAY and known and not seat.slow:
         weight = _falls_behind(tree, seat, view.link_bytes_per_second)
         seat.behind = seat.behind + weight if weight else 0
         if seat.behind >= SLOW_WORDS:

@@ -179,6 +179,8 @@ class Relays:
             if seat is not None and seat.bytes_per_second:
                 self._link_bytes_per_second = max(self._link_bytes_per_second * LINK_FADES, seat.bytes_per_second)
             if seat is not None and seat.slow and not seat.done:
+                if ask.node_id not in self._slow_until:
+                    log.info("host_is_slow", node=ask.node_id, bytes_per_second=round(seat.bytes_per_second))
                 self._slow_until[ask.node_id] = time.time() + SLOW_KEPT_SECONDS
 
     def _in_service(self, node_id: str) -> bool:
