@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from stafett.common.topology import Topology
-from stafett.tracker.relay_placement import LINK_BYTES_PER_SECOND, Openings, load
+from stafett.tracker.relay_placement import LINK_BYTES_PER_SECOND, Openings, fan_out, load
 from stafett.tracker.relay_tree import NO_PARENT, Claim, Seat, Tree
 
 FIRST_BYTE_SECONDS = 10.0
@@ -249,12 +249,36 @@ def _note_growth(tree: Tree, claim: Claim, now: float) -> None:
 
 
 def _may_stay(tree: Tree, ask: Ask, view: View) -> bool:
-    """Tell whether a host keeps its parent: one that is in service, and not the reason why it is slow."""
+    """Tell whether a host keeps its parent: one in service, not the reason why it is slow, nor held up by it."""
     parent_id = tree.seats[ask.node_id].parent
-    if parent_id in (NO_PARENT, *ask.left) or not view.in_service(parent_id):
+    if parent_id in (NO_PARENT, *ask.left) or not view.in_service(parent_id) or _better_last(tree, ask.node_id, view):
         return False
     parent = tree.seats.get(parent_id)
     return parent is None or parent_id in view.complete or not parent.slow
+
+
+def _better_last(tree: Tree, node_id: str, view: View) -> bool:
+    """Tell whether a slow host in a chain takes its parent's link from another follower, while the end is free."""
+    seat = tree.seats[node_id]
+    if not seat.slow or not any(_receives(tree, other) for other in tree.children(seat.parent) - {node_id}):
+        return False
+    if fan_out(tree.size_bytes, len(tree.seats), view.link_bytes_per_second) > 1:
+        return False
+    below = tree.below(node_id)
+    return any(
+        other.place.region == seat.place.region
+        and _receives(tree, other_id)
+        and other_id not in below
+        and not tree.children(other_id)
+        and view.in_service(other_id)
+        for other_id, other in tree.seats.items()
+    )
+
+
+def _receives(tree: Tree, node_id: str) -> bool:
+    """Tell whether a host gets the blob at the pace of others."""
+    seat = tree.seats.get(node_id)
+    return seat is not None and seat.parent != NO_PARENT and not seat.done and not seat.leaf
 
 
 def _falls_behind(tree: Tree, seat: Seat, link_bytes_per_second: float) -> float:
