@@ -286,12 +286,13 @@ def _falls_behind(tree: Tree, seat: Seat, link_bytes_per_second: float) -> float
     source = tree.seats.get(seat.parent)
     if source is None or seat.done or not seat.bytes_per_second:
         return 0.0
-    sharing = max(1, int(load(tree, seat.parent)))
-    share = seat.bytes_per_second / max(1.0, min(source.bytes_per_second, link_bytes_per_second / sharing))
+    expected = link_bytes_per_second / max(1, int(load(tree, seat.parent)))
+    if not source.done:
+        expected = min(expected, source.bytes_per_second)
     lag = source.received_bytes - seat.received_bytes
-    if share < CRAWL_SHARE and lag > CRAWL_LAG_SECONDS * source.bytes_per_second:
+    if seat.bytes_per_second < CRAWL_SHARE * expected and lag > CRAWL_LAG_SECONDS * expected:
         return 1.5
-    return float(share < SLOW_SHARE and lag > SLOW_LAG_SECONDS * source.bytes_per_second)
+    return float(seat.bytes_per_second < SLOW_SHARE * expected and lag > SLOW_LAG_SECONDS * expected)
 
 
 def _place(tree: Tree, ask: Ask, view: View, openings: Openings) -> Answer:
