@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from stafett.cli.configure.distros import DistroName
+from stafett.cli.configure.hosts_toml import Gateway
 from stafett.cli.pull import own_platform
 from stafett.cli.store_choice import StoreChoice
+from stafett.common.errors import StartupFailed
 from stafett.common.service import version
 
 app = typer.Typer(
@@ -113,6 +116,37 @@ def demo(
     from stafett.cli.demo.demo import run_demo
 
     raise typer.Exit(run_demo(store, as_json=as_json))
+
+
+@app.command(rich_help_panel="Operate")
+def configure(
+    registry: Annotated[
+        list[str] | None,
+        typer.Option(help='Registry as images name it, e.g. docker.io; "_default" means all others. Repeat for more.'),
+    ] = None,
+    upstream: Annotated[
+        list[str] | None, typer.Option(help="NAME=URL of a registry whose URL is not https://NAME. Repeat for more.")
+    ] = None,
+    gateway: Annotated[str, typer.Option(help="URL of the gateway's mirror port.")] = "http://127.0.0.1:7462",
+    tags: Annotated[str, typer.Option(help="URL of the gateway's tag port.")] = "http://127.0.0.1:7463",
+    distro: Annotated[DistroName, typer.Option(help="Whose paths to use.")] = DistroName.CONTAINERD,
+    hosts_dir: Annotated[Path | None, typer.Option(help="Folder of mirror files, if not the distribution's.")] = None,
+    config: Annotated[Path | None, typer.Option(help="containerd's config.toml, if not the distribution's.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Put everything back as it was.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the changes, make none.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Like --dry-run; exit with 1 if anything differs.")] = False,
+) -> None:
+    """Write containerd's mirror files so that these registries, and no others, are pulled through the gateway."""
+    from stafett.cli.configure.command import Wanted, registries_of, run_configure
+
+    if not registry and not remove:
+        raise typer.BadParameter("name at least one, or use --remove", param_hint="--registry")
+    try:
+        registries = registries_of(registry or (), upstream or ())
+    except StartupFailed as error:
+        raise typer.BadParameter(str(error)) from error
+    wanted = Wanted(registries, Gateway(gateway.rstrip("/"), tags.rstrip("/")), distro, hosts_dir, config)
+    raise typer.Exit(run_configure(wanted, remove=remove, dry_run=dry_run, check=check))
 
 
 @app.command(rich_help_panel="Operate")

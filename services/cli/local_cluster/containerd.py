@@ -8,6 +8,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from stafett.cli.configure.hosts_toml import Gateway, Registry
+from stafett.cli.configure.mirror_files import carry_out, changes_for
 from stafett.cli.local_cluster.parts import run
 from stafett.cli.local_cluster.processes import HERE, Place, Process, Processes
 
@@ -74,14 +76,9 @@ class Containerd:
         return self.process
 
     def write_hosts(self, registry: str, gateway: str, upstream: str, tag_port_url: str) -> None:
-        """Write hosts.toml for one registry: gateway first, then upstream, then the tag port."""
-        folder = self.hosts_dir / (f"{registry.replace(':', '_')}_" if ":" in registry else registry)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "hosts.toml").write_text(
-            f'server = "{tag_port_url}"\n'
-            f'[host."{gateway}"]\n  capabilities = ["pull"]\n'
-            f'[host."{upstream}"]\n  capabilities = ["pull", "resolve"]\n'
-        )
+        """Configure it for one registry, as `stafett configure` does: gateway first, upstream, then the tag port."""
+        wanted = [Registry(registry, upstream)]
+        carry_out(self.hosts_dir, changes_for(self.hosts_dir, wanted, Gateway(gateway, tag_port_url)))
 
     def ctr(self, *arguments: str, timeout_seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run ctr against it, in the namespace "default" unless told otherwise."""

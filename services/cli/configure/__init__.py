@@ -1,0 +1,1 @@
+"""Puts the gateway before upstream in containerd's mirror files, and takes it out again."""
