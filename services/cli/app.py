@@ -150,6 +150,29 @@ def configure(
 
 
 @app.command(rich_help_panel="Operate")
+def doctor(
+    distro: Annotated[DistroName, typer.Option(help="Whose paths to look at.")] = DistroName.CONTAINERD,
+    hosts_dir: Annotated[Path | None, typer.Option(help="Folder of mirror files, if not the distribution's.")] = None,
+    config: Annotated[Path | None, typer.Option(help="containerd's config.toml, if not the distribution's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is wrong with this host's installation, and what to do about it.
+
+    Settings of the node and the gateway are read as they read them, from STAFETT_NODE_* and STAFETT_GATEWAY_*. The exit
+    code is 0, 1 with warnings, 2 with failures.
+    """
+    from stafett.cli.doctor.command import run_doctor
+    from stafett.cli.doctor.setup import read_setup
+
+    try:
+        setup = read_setup(distro, hosts_dir, config)
+    except StartupFailed as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(2) from error
+    raise typer.Exit(run_doctor(setup, as_json=as_json))
+
+
+@app.command(rich_help_panel="Operate")
 def drain(
     node_id: Annotated[str, typer.Argument(help="Node as listed by stafett nodes.")],
     undo: Annotated[bool, typer.Option("--undo", help="Put it back into service.")] = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -139,7 +140,10 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
     ) -> tracker_pb2.ListNodesResponse:
         nodes, stale = await self._lookup.nodes()
         return tracker_pb2.ListNodesResponse(
-            nodes=map(wire.node_to_wire, nodes), stale=stale, mass_guard=self._guarded()
+            nodes=map(wire.node_to_wire, nodes),
+            stale=stale,
+            mass_guard=self._guarded(),
+            now_unix_ms=round(time.time() * 1000),
         )
 
     async def ListImages(  # noqa: N802

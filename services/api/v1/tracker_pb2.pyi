@@ -1211,10 +1211,13 @@ class ListNodesResponse(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     STALE_FIELD_NUMBER: _builtins.int
     MASS_GUARD_FIELD_NUMBER: _builtins.int
+    NOW_UNIX_MS_FIELD_NUMBER: _builtins.int
     stale: _builtins.bool
     """True when Redis is away and the answer is from the tracker's memory."""
     mass_guard: _builtins.bool
     """True while the mass guard holds transitions back: so many nodes seem to fail at once that the tracker doubts itself."""
+    now_unix_ms: _builtins.int
+    """The tracker's clock, Unix milliseconds: what differs from the asker's is skew."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Node]:
         """The nodes, by id."""
@@ -1225,10 +1228,11 @@ class ListNodesResponse(_message.Message):
         nodes: _abc.Iterable[_types_pb2.Node] | None = ...,
         stale: _builtins.bool = ...,
         mass_guard: _builtins.bool = ...,
+        now_unix_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mass_guard", b"mass_guard", "nodes", b"nodes", "stale", b"stale"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mass_guard", b"mass_guard", "nodes", b"nodes", "now_unix_ms", b"now_unix_ms", "stale", b"stale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Says what is wrong with a host's installation, and what to do about it."""

@@ -1,0 +1,99 @@
+"""`stafett doctor`: looks at everything, and says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+from rich.console import Console
+
+from stafett.api.v1 import tracker_pb2_grpc
+from stafett.cli.doctor import cluster_checks, host_checks
+from stafett.cli.doctor.host_checks import Store
+from stafett.cli.doctor.setup import Setup
+from stafett.cli.doctor.verdict import Level, Verdict, fail, ok
+from stafett.common.errors import Unavailable
+from stafett.common.grpc_transport import tracker_channel
+from stafett.node.containerd_store import ContainerdStore
+from stafett.node.layout_store import LayoutStore
+from stafett.node.ports import ContentStore
+
+_COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
+
+
+def run_doctor(setup: Setup, *, as_json: bool) -> int:
+    """Print all verdicts; return the exit code: 0, 1 with a warning, 2 with a failure."""
+    verdicts = asyncio.run(examine(setup))
+    worst = max(verdict.level for verdict in verdicts)
+    if as_json:
+        shown = [{**asdict(verdict), "level": verdict.level.name.lower()} for verdict in verdicts]
+        print(json.dumps({"worst": worst.name.lower(), "verdicts": shown}))
+        return int(worst)
+    console = Console(highlight=False, soft_wrap=True)
+    for verdict in verdicts:
+        colour = _COLOURS[verdict.level]
+        console.print(f"[{colour}]{verdict.level.name.lower():4s}[/] {verdict.check}: ", end="")
+        console.print(verdict.said, markup=False)
+        if verdict.remedy:
+            console.print("     " + verdict.remedy.replace("\n", "\n     "), markup=False)
+    return int(worst)
+
+
+async def examine(setup: Setup) -> list[Verdict]:
+    """Look at everything; what depends on something that fails is not looked at, so that it is not blamed, too."""
+    verdicts = [] if setup.node.store == "oci-layout" else _on_host(setup)
+    store, said = await _look_into_store(setup)
+    verdicts += said
+    if store is not None:
+        verdicts += host_checks.check_content_root(setup, store)
+        if setup.node.store == "containerd":
+            verdicts += host_checks.check_images(setup, store)
+    verdicts += [verdict async for verdict in cluster_checks.check_gateway(setup)]
+    channel = tracker_channel(setup.gateway.tracker, setup.gateway.tls)
+    try:
+        stub: tracker_pb2_grpc.TrackerServiceAsyncStub = tracker_pb2_grpc.TrackerServiceStub(channel)
+        of_tracker, nodes = await cluster_checks.check_tracker(setup, stub, store)
+        verdicts += of_tracker
+        if nodes:
+            to_peers = [verdict async for verdict in cluster_checks.check_peers(setup, nodes)]
+            verdicts += to_peers
+            if store is not None and all(verdict.level is Level.OK for verdict in to_peers):
+                verdicts += [verdict async for verdict in cluster_checks.check_read(setup, stub, store)]
+    finally:
+        await channel.close()
+    return verdicts
+
+
+def _on_host(setup: Setup) -> list[Verdict]:
+    checks = (host_checks.check_config, host_checks.check_mirror_files, host_checks.check_proxies)
+    verdicts: list[Verdict] = []
+    for check in checks:
+        try:
+            verdicts += check(setup)
+        except OSError as error:
+            remedy = "run the doctor as root, in the same place as the node"
+            verdicts.append(fail("host", f"{error.filename} cannot be read: {error.strerror}", remedy))
+    return verdicts
+
+
+async def _look_into_store(setup: Setup) -> tuple[Store | None, Sequence[Verdict]]:
+    with ThreadPoolExecutor(1) as disk:
+        store = _open(setup, disk)
+        try:
+            async with asyncio.timeout(cluster_checks.CALL_SECONDS):
+                found = Store(await store.list_blobs(), [image.name for image in await store.list_images()])
+        except (Unavailable, TimeoutError, OSError) as error:
+            remedy = "start containerd; run the doctor as root; see --socket"
+            return None, [fail("store", f"{setup.node.containerd_socket} does not answer: {error}", remedy)]
+        finally:
+            await store.close()
+    return found, [ok("store", f"{len(found.blobs)} blobs, {len(found.images)} image names")]
+
+
+def _open(setup: Setup, disk: ThreadPoolExecutor) -> ContentStore:
+    if setup.node.store == "oci-layout" and setup.node.content_root:
+        return LayoutStore(setup.node.content_root, disk)
+    return ContainerdStore(setup.node.containerd_socket, setup.node.namespaces, setup.node.content_root, disk)
