@@ -239,15 +239,19 @@ def test_a_full_disk_shows_in_the_nodes_health_and_what_it_holds_is_still_served
     hosts: Holders, small_disk: Path
 ) -> None:
     digest = hosts.give(1_000_000, "disk-full")
-    roomy = hosts.bed.node(hosts.near).score.components["disk"]
+
+    def disk() -> float:
+        return float(hosts.bed.node(hosts.near).score.components["disk"])
+
+    wait_until(lambda: disk() == 1.0, "the store is listed")
     with contextlib.suppress(OSError), (small_disk / "filler").open("wb") as filler:
         while True:
             filler.write(bytes(1_000_000))
-    wait_until(lambda: hosts.bed.node(hosts.near).score.components["disk"] < roomy / 2, "the score falls")
+    wait_until(lambda: disk() < 0.5, "the score falls")
     assert hosts.bed.node(hosts.near).state == READY
     assert ask(hosts.asking, digest).is_all_of(digest)
     (small_disk / "filler").unlink()
-    wait_until(lambda: hosts.bed.node(hosts.near).score.components["disk"] == roomy, "the score recovers")
+    wait_until(lambda: disk() == 1.0, "the score recovers")
 
 
 def test_a_node_name_at_another_address_is_not_dialled_at_the_old_one(hosts: Holders) -> None:
