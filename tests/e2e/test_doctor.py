@@ -203,8 +203,7 @@ def a_dead_redis(clinic: Clinic) -> Iterator[None]:
     wait_until(lambda: "redis" in clinic.blamed(), "the trackers notice", 20)
     yield
     clinic.bed.cluster.start_redis()
-    for host in clinic.bed.hosts:
-        clinic.bed.wait_held(host, digests_of(clinic.image))
+    wait_until(lambda: clinic.blamed() == {}, "all is well again")
 
 
 @contextlib.contextmanager
@@ -225,11 +224,13 @@ def a_drained_node(clinic: Clinic) -> Iterator[None]:
 
 @contextlib.contextmanager
 def a_peer_behind_a_firewall(clinic: Clinic) -> Iterator[None]:
-    clinic.bed.cluster.start_node(clinic.peer, {"advertise_port": free_port()})
-    clinic.bed.wait_held(clinic.peer, digests_of(clinic.image))
-    yield
-    clinic.bed.cluster.start_node(clinic.peer)
-    clinic.bed.wait_held(clinic.peer, digests_of(clinic.image))
+    for settings in ({"advertise_port": free_port()}, {}):
+        assert clinic.peer.node is not None
+        clinic.peer.node.stop()
+        clinic.bed.cluster.start_node(clinic.peer, settings)
+        clinic.bed.wait_held(clinic.peer, digests_of(clinic.image))
+        if settings:
+            yield
 
 
 @contextlib.contextmanager
@@ -284,16 +285,17 @@ def test_a_fault_is_named_and_nothing_else_is_blamed(clinic: Clinic, fault: Faul
         assert clinic.blamed() == named
 
 
-def test_a_proxy_of_containerds_that_catches_the_gateway_is_named(
-    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proxy_of_containerds_that_catches_the_gateway_is_named(clinic: Clinic) -> None:
     containerd = clinic.host.containerd
     assert containerd is not None
     assert containerd.process is not None
     containerd.process.stop()
-    with monkeypatch.context() as patched:
-        patched.setenv("HTTP_PROXY", "http://proxy.corp:3128")
-        containerd.start(clinic.bed.cluster.processes, "containerd-proxied")
+    containerd.process = clinic.bed.cluster.processes.start(
+        "containerd-proxied",
+        ["containerd", "--config", clinic.setup.config],
+        environment={"HTTP_PROXY": "http://proxy.corp:3128"},
+        ready=lambda: containerd.ctr("version").returncode == 0,
+    )
     clinic.configure(Gateway("http://10.255.255.1:7462", clinic.host.tag_url))
     assert clinic.blamed() == {"mirror-files": Level.FAIL, "proxy": Level.FAIL}
     clinic.configure()
