@@ -57,6 +57,8 @@ lint: $(READY) ## formatting, lint, types, import contracts
 	mypy
 	lint-imports --no-cache
 	python docs/generate_configuration.py --check
+	@typer stafett.cli.app utils docs --name stafett --title Commands | diff -B - docs/cli.md || \
+	  { echo "docs/cli.md is not up to date: run make docs"; exit 1; }
 
 .PHONY: check-protos
 check-protos: $(READY) ## proto lint, breaking changes since the last release of the protocol, stubs up to date
@@ -88,8 +90,9 @@ bench: $(READY) ## a benchmark: make bench NAME=throughput
 	python -m bench $(NAME) $(ARGS)
 
 .PHONY: docs
-docs: $(READY) ## regenerate docs/configuration.md from the settings
+docs: $(READY) ## regenerate docs/configuration.md from the settings, docs/cli.md from the commands
 	python docs/generate_configuration.py
+	typer stafett.cli.app utils docs --name stafett --title Commands --output docs/cli.md
 
 .PHONY: lock
 lock: ## pin all dependencies with hashes in requirements/
