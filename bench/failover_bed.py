@@ -18,12 +18,13 @@ import grpc
 import psutil
 
 from bench.watched_pull import WatchedPull
-from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc, types_pb2
+from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
 from stafett.cli.local_cluster.cluster import Host, LocalCluster
 from stafett.cli.local_cluster.processes import Process, wait_until
 from stafett.common.blob_files import blob_path
 from stafett.common.digest import Digest
 from tests.chaos.tcp_proxy import TcpProxy, Way
+from tests.chaos.watchers import Watchers
 
 HOLDERS = 3
 READERS = 3
@@ -100,39 +101,6 @@ class Holder:
         return sum(1 for touch in list(self.touches) if touch.at >= since and touch.gateway in names)
 
 
-class StateWatch:
-    """What one tracker tells the gateways about nodes, with the time of arrival."""
-
-    def __init__(self, port: int) -> None:
-        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=_NO_PROXY)
-        self._changes: list[tuple[float, str, bool]] = []
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._channel.close()
-        self._thread.join(5)
-
-    def is_ready(self, node_id: str) -> bool:
-        """Tell whether the node may be chosen, by the last word."""
-        return next((ready for _, name, ready in reversed(self._changes) if name == node_id), False)
-
-    def unselectable_at(self, node_id: str, since: float) -> float | None:
-        """When the word came that the node may not be chosen any more."""
-        return next((at for at, name, ready in self._changes if at >= since and name == node_id and not ready), None)
-
-    def _run(self) -> None:
-        stub = tracker_pb2_grpc.TrackerServiceStub(self._channel)
-        try:
-            for response in stub.Watch(tracker_pb2.WatchRequest(), timeout=24 * 3600):
-                changed = [response.changed] if response.HasField("changed") else []
-                nodes = response.snapshot.nodes if response.HasField("snapshot") else changed
-                now = time.monotonic()
-                self._changes += [(now, node.id, node.state == types_pb2.NODE_STATE_READY) for node in nodes]
-        except (grpc.RpcError, ValueError):
-            pass  # the channel was closed
-
-
 class OtherClients:
     """Clients of the other gateways, who fetch small blobs one after the other. A context manager."""
 
@@ -191,7 +159,6 @@ class Bed:
         self._stack = ExitStack()
         self._small: list[Blob] = []
         self._small_next = 0
-        self._watches: list[StateWatch] = []
         self.holders: list[Holder] = []
         self.readers: list[Host] = []
 
@@ -210,10 +177,8 @@ class Bed:
     def _start(self) -> None:
         self.cluster.start_redis()
         for _ in range(2):
-            tracker = self.cluster.start_tracker()
-            watch = StateWatch(tracker.port)
-            self._stack.callback(watch.close)
-            self._watches.append(watch)
+            self.cluster.start_tracker()
+        self._watchers = self._stack.enter_context(Watchers([tracker.port for tracker in self.cluster.trackers]))
         for number in range(1, HOLDERS + 1):
             self._add_holder(f"h{number}")
         for number in range(1, READERS + 1):
@@ -284,16 +249,14 @@ class Bed:
 
     def unselectable_seconds(self, holder: Holder, since: float) -> float | None:
         """After what time the last tracker had told its gateways; None while one has not."""
-        times = [watch.unselectable_at(holder.host.name, since) for watch in self._watches]
-        known = [at for at in times if at is not None]
-        return max(known) - since if len(known) == len(times) else None
+        return self._watchers.out_of_service_after(holder.host.name, since)
 
     def wait_healthy(self, blob: Blob) -> None:
         """Wait until every holder may be chosen, and all trackers offer all of them for the blob."""
         names = {holder.host.name for holder in self.holders}
         wait_until(
             lambda: (
-                all(watch.is_ready(name) for watch in self._watches for name in names)
+                all(self._watchers.is_ready(name) for name in names)
                 and all(self._located(tracker.port, blob) == names for tracker in self.cluster.trackers)
             ),
             "all holders ready and offered",

@@ -75,16 +75,16 @@ def images(tracker: TrackerTarget = "ipv4:127.0.0.1:7460", as_json: AsJson = Fal
 
 @app.command(rich_help_panel="Look")
 def explain(
-    digest: Annotated[str, typer.Argument(help='Digest of a blob or manifest, "sha256:<64 hex>".')],
+    what: Annotated[str, typer.Argument(help='Digest, "sha256:<64 hex>", or image, e.g. registry.example.com/app:1.')],
     asking: Annotated[str, typer.Option("--from", help="Host that would ask, as listed by stafett nodes.")],
     algorithm: Annotated[str, typer.Option(help="nearest, least-loaded or rendezvous.")] = "nearest",
     tracker: TrackerTarget = "ipv4:127.0.0.1:7460",
     as_json: AsJson = False,
 ) -> None:
-    """Show who would serve a digest to a host: each candidate, what speaks for it, and why the first is first."""
+    """Show who would serve a digest, or each piece of an image, to a host, and why the first is first."""
     from stafett.cli.explain import run_explain
 
-    raise typer.Exit(run_explain(tracker, digest, asking, algorithm, as_json=as_json))
+    raise typer.Exit(run_explain(tracker, what, asking, algorithm, as_json=as_json))
 
 
 @app.command(rich_help_panel="Try")

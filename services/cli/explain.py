@@ -1,4 +1,4 @@
-"""Shows who would serve a digest to a host and why: the trackers' knowledge, ranked by the gateway's own code.
+"""Shows who would serve a digest, or each piece of an image, to a host and why, ranked by the gateway's own code.
 
 What only that host's gateway knows, its open streams and its breakers, is not in it: the answer is that of an idle one.
 """
@@ -13,11 +13,13 @@ from collections.abc import Sequence
 import grpc
 
 from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
+from stafett.cli.explain_image import explain_image
 from stafett.cli.overview import CALL_SECONDS, EXIT_FAILED, NO_PROXY, no_tracker, print_table
 from stafett.common import wire
 from stafett.common.cluster import Holder, Node
 from stafett.common.digest import Digest
-from stafett.common.errors import DigestInvalid
+from stafett.common.errors import DigestInvalid, NameInvalid
+from stafett.common.reference import Reference
 from stafett.gateway.selection import ALGORITHMS, Asking, Candidate, rank, usable, weigh, why_first
 
 EXIT_USAGE = 2
@@ -25,10 +27,10 @@ HOLDERS_MAX = 64
 
 
 def run_explain(target: str, text: str, asking: str, algorithm: str, *, as_json: bool) -> int:
-    """Print the ranking; return the exit code."""
+    """Print the ranking of a digest's holders, or of each piece of an image; return the exit code."""
     try:
-        digest = Digest.parse(text)
-    except DigestInvalid as error:
+        wanted = Digest.parse(text) if text.startswith("sha256:") else Reference.parse(text)
+    except (DigestInvalid, NameInvalid) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     if algorithm not in ALGORITHMS:
@@ -42,19 +44,29 @@ def run_explain(target: str, text: str, asking: str, algorithm: str, *, as_json:
             if host is None:
                 print(f"no node {asking} is registered: see stafett nodes", file=sys.stderr)
                 return EXIT_FAILED
-            holders, stale = _locate(stub, digest, host)
+            if isinstance(wanted, Reference):
+                return explain_image(
+                    stub, wanted, lambda digest: _rank(stub, digest, host, algorithm)[:2], as_json=as_json
+                )
+            ranked, reason, stale = _rank(stub, wanted, host, algorithm)
     except grpc.RpcError:
         return no_tracker(target)
-    place = Asking(host.id, host.topology)
-    chosen = ALGORITHMS[algorithm]
-    ranked = rank(chosen, weigh(usable(holders, place, {}), place, {}), digest, random.Random())
-    reason = why_first(ranked, chosen)
     if as_json:
         candidates = [_document(number, candidate) for number, candidate in enumerate(ranked, 1)]
         print(json.dumps({"digest": text, "from": asking, "candidates": candidates, "reason": reason, "stale": stale}))
     else:
         _print(ranked, reason, stale=stale)
     return 0 if ranked else EXIT_FAILED
+
+
+def _rank(
+    stub: tracker_pb2_grpc.TrackerServiceStub, digest: Digest, host: Node, algorithm: str
+) -> tuple[tuple[Candidate, ...], str, bool]:
+    """Rank a digest's holders as the host's gateway would; why the first is first; whether it is from memory."""
+    holders, stale = _locate(stub, digest, host)
+    place, chosen = Asking(host.id, host.topology), ALGORITHMS[algorithm]
+    ranked = rank(chosen, weigh(usable(holders, place, {}), place, {}), digest, random.Random())
+    return ranked, why_first(ranked, chosen), stale
 
 
 def _locate(stub: tracker_pb2_grpc.TrackerServiceStub, digest: Digest, host: Node) -> tuple[tuple[Holder, ...], bool]:

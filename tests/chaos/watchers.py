@@ -14,6 +14,7 @@ from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc, types_pb2
 from tests.chaos.soak_bed import NO_PROXY
 
 RETRY_SECONDS = 0.1
+_READY = types_pb2.NodeState.Name(types_pb2.NODE_STATE_READY)
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Watchers:
 
     def __init__(self, ports: Sequence[int]) -> None:
         self.seen: list[Seen] = []
+        self._ports = ports
         self.snapshots = 0
         self._channels = [grpc.insecure_channel(f"127.0.0.1:{port}", options=NO_PROXY) for port in ports]
         self._ending = threading.Event()
@@ -66,6 +68,24 @@ class Watchers:
         """Everything said that is none of these states."""
         allowed = {types_pb2.NodeState.Name(state) for state in states}
         return [seen for seen in self.seen if seen.state not in allowed]
+
+    def is_ready(self, node: str) -> bool:
+        """Tell whether all trackers' last word of a node is READY."""
+        return all(words and words[-1].state == _READY for words in self._words(node))
+
+    def out_of_service_after(self, node: str, since: float) -> float | None:
+        """Seconds from `since` (monotonic) until the last tracker called a node not READY; None while one has not."""
+        began = since - self._started_at
+        said = [
+            next((word.at for word in words if word.at >= began and word.state != _READY), None)
+            for words in self._words(node)
+        ]
+        known = [at for at in said if at is not None]
+        return max(known) - began if len(known) == len(said) else None
+
+    def _words(self, node: str) -> list[list[Seen]]:
+        """What each tracker has said of a node."""
+        return [[seen for seen in list(self.seen) if (seen.tracker, seen.node) == (port, node)] for port in self._ports]
 
     def _watch(self, port: int, channel: grpc.Channel) -> None:
         while not self._ending.is_set():

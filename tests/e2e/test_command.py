@@ -64,6 +64,13 @@ def test_pull_gets_an_image_from_a_peer_and_the_overviews_tell_of_it(tmp_path: P
         shown = run([*STAFETT, "explain", layer, "--from", "asking", *target[:2]]).stdout
         assert "first: holding: the only holder" in shown
         assert run([*STAFETT, "explain", layer, "--from", "nobody", *target]).returncode == 1
+        whole = json.loads(run([*STAFETT, "explain", "reg.test/lib/app:1", "--from", "asking", *target]).stdout)
+        assert {piece["digest"]: piece["served_by"] for piece in whole["pieces"]} == {
+            str(digest): "holding" for digest in digests_of(image)
+        }
+        assert [piece["kind"] for piece in whole["pieces"]] == ["index", "manifest", "config", "layer", "layer"]
+        assert whole["upstream_bytes"] == 0
+        assert run([*STAFETT, "explain", "reg.test/lib/none:1", "--from", "asking", *target]).returncode == 1
         assert run([*STAFETT, "explain", "sha256:no", "--from", "asking", *target]).returncode == 2
         nodes = json.loads(run([*STAFETT, "nodes", *target]).stdout)["nodes"]
         assert [(node["id"], node["state"], node["topology"]["zone"]) for node in nodes] == [

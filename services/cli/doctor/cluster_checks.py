@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
 
 import grpc
 import httpx2
@@ -14,13 +13,13 @@ from stafett.api.v1 import node_pb2, node_pb2_grpc, tracker_pb2, tracker_pb2_grp
 from stafett.cli.doctor.host_checks import Store
 from stafett.cli.doctor.setup import Setup
 from stafett.cli.doctor.verdict import Verdict, fail, ok, warn
+from stafett.cli.peer_read import read_small
 from stafett.common import wire
-from stafett.common.cluster import Holder, Node, NodeState
+from stafett.common.cluster import Node, NodeState
 from stafett.common.digest import Digest
 from stafett.common.errors import StafettError
 from stafett.common.grpc_transport import TlsFiles, peer_channel
 from stafett.common.topology import tier_between
-from stafett.gateway.grpc_peer import GrpcPeers
 
 CALL_SECONDS = 3.0
 SKEW_SECONDS = 2.0
@@ -139,8 +138,7 @@ async def check_read(
         return
     digest, holder = found[0]
     try:
-        async with asyncio.timeout(CALL_SECONDS):
-            right = Digest.of(await _read(setup, digest, holder)) == digest
+        right = Digest.of(await read_small(holder, digest, setup.node.tls)) == digest
     except (StafettError, TimeoutError) as error:
         remedy = "see the logs of both nodes; stafett explain shows who would serve it"
         yield fail("test-read", f"{digest} cannot be read from {holder.node.id}: {error}", remedy)
@@ -149,15 +147,3 @@ async def check_read(
         yield ok("test-read", f"a blob came right from {holder.node.id}")
     else:
         yield fail("test-read", f"{digest} of {holder.node.id} is damaged", "check the disk of that host")
-
-
-async def _read(setup: Setup, digest: Digest, holder: Holder) -> bytes:
-    peers = GrpcPeers(setup.node.tls)
-    content = b""
-    try:
-        async with aclosing(peers.read(holder.node, digest, 0, holder.size_bytes)) as frames:
-            async for frame in frames:
-                content += bytes(frame) if isinstance(frame, bytes | memoryview) else b""
-    finally:
-        await peers.close()
-    return content
