@@ -18,7 +18,7 @@ from tests.chaos.watchers import Watchers
 
 OUTAGE_SECONDS = 6.0
 """Longer than a lease."""
-PULLS = 8
+PULLS = 5
 ABSENT = Digest.of(b"nobody has this")
 NO_ANSWER_SECONDS = 5.0
 """One second is promised for a clear no and printed; this is what hangs, also on a busy machine."""
