@@ -10,11 +10,10 @@ import random
 import sys
 from collections.abc import Sequence
 
-import grpc
-
 from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
 from stafett.cli.explain_image import explain_image
-from stafett.cli.overview import CALL_SECONDS, EXIT_FAILED, NO_PROXY, no_tracker, print_table
+from stafett.cli.overview import print_table
+from stafett.cli.trackers import CALL_SECONDS, EXIT_FAILED, trackers
 from stafett.common import wire
 from stafett.common.cluster import Holder, Node
 from stafett.common.digest import Digest
@@ -36,21 +35,15 @@ def run_explain(target: str, text: str, asking: str, algorithm: str, *, as_json:
     if algorithm not in ALGORITHMS:
         print(f"unknown algorithm {algorithm!r}: choose one of {', '.join(ALGORITHMS)}", file=sys.stderr)
         return EXIT_USAGE
-    try:
-        with grpc.insecure_channel(target, options=NO_PROXY) as channel:
-            stub = tracker_pb2_grpc.TrackerServiceStub(channel)
-            nodes = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS).nodes
-            host = next((wire.node_from_wire(node) for node in nodes if node.id == asking), None)
-            if host is None:
-                print(f"no node {asking} is registered: see stafett nodes", file=sys.stderr)
-                return EXIT_FAILED
-            if isinstance(wanted, Reference):
-                return explain_image(
-                    stub, wanted, lambda digest: _rank(stub, digest, host, algorithm)[:2], as_json=as_json
-                )
-            ranked, reason, stale = _rank(stub, wanted, host, algorithm)
-    except grpc.RpcError:
-        return no_tracker(target)
+    with trackers(target) as stub:
+        nodes = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS).nodes
+        host = next((wire.node_from_wire(node) for node in nodes if node.id == asking), None)
+        if host is None:
+            print(f"no node {asking} is registered: see stafett nodes", file=sys.stderr)
+            return EXIT_FAILED
+        if isinstance(wanted, Reference):
+            return explain_image(stub, wanted, lambda digest: _rank(stub, digest, host, algorithm)[:2], as_json=as_json)
+        ranked, reason, stale = _rank(stub, wanted, host, algorithm)
     if as_json:
         candidates = [_document(number, candidate) for number, candidate in enumerate(ranked, 1)]
         print(json.dumps({"digest": text, "from": asking, "candidates": candidates, "reason": reason, "stale": stale}))

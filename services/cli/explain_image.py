@@ -11,8 +11,9 @@ import grpc
 from rich.filesize import decimal
 
 from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
-from stafett.cli.overview import CALL_SECONDS, EXIT_FAILED, print_table
+from stafett.cli.overview import print_table
 from stafett.cli.peer_read import read_small
+from stafett.cli.trackers import CALL_SECONDS, EXIT_FAILED, own_tls
 from stafett.common.digest import Digest
 from stafett.common.errors import ManifestInvalid, StafettError
 from stafett.common.oci import Descriptor, Index, parse_manifest
@@ -49,7 +50,8 @@ def explain_image(stub: tracker_pb2_grpc.TrackerServiceStub, image: Reference, r
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
-            print(f"no node has {image.tagged_name}: all of it would go upstream")
+            said = f"no node has {image.tagged_name}: all of it would go upstream"
+            print(json.dumps({"target": None, "pieces": [], "reason": said}) if as_json else said)
             return EXIT_FAILED
     pieces = list(_pieces(Descriptor("", target, 0), "manifest", rank))
     upstream = sum(piece.size_bytes for piece in pieces if not piece.candidates)
@@ -80,7 +82,7 @@ def _pieces(descriptor: Descriptor, kind: str, rank: Rank) -> list[Piece]:
     if kind not in ("index", "manifest") or not candidates:
         return found
     try:
-        content = asyncio.run(read_small(candidates[0].holder, descriptor.digest))
+        content = asyncio.run(read_small(candidates[0].holder, descriptor.digest, own_tls()))
         document = parse_manifest(content) if Digest.of(content) == descriptor.digest else None
     except (StafettError, ManifestInvalid, TimeoutError):
         document = None

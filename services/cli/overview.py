@@ -13,23 +13,16 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
+from stafett.api.v1 import tracker_pb2
+from stafett.cli.trackers import CALL_SECONDS, EXIT_FAILED, trackers
 from stafett.common import wire
 from stafett.common.cluster import ImageSummary, Node
-
-CALL_SECONDS = 5.0
-EXIT_FAILED = 1
-NO_PROXY = (("grpc.enable_http_proxy", 0),)
 
 
 def show_nodes(target: str, *, as_json: bool) -> int:
     """Print all nodes; return the exit code."""
-    try:
-        with grpc.insecure_channel(target, options=NO_PROXY) as channel:
-            stub = tracker_pb2_grpc.TrackerServiceStub(channel)
-            answer = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS)
-    except grpc.RpcError:
-        return no_tracker(target)
+    with trackers(target) as stub:
+        answer = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS)
     nodes = [wire.node_from_wire(message) for message in answer.nodes]
     if as_json:
         print(json.dumps({"nodes": [_node_document(node) for node in nodes], "stale": answer.stale}))
@@ -52,12 +45,8 @@ def show_nodes(target: str, *, as_json: bool) -> int:
 
 def show_images(target: str, *, as_json: bool) -> int:
     """Print all image names; return the exit code."""
-    try:
-        with grpc.insecure_channel(target, options=NO_PROXY) as channel:
-            stub = tracker_pb2_grpc.TrackerServiceStub(channel)
-            answer = stub.ListImages(tracker_pb2.ListImagesRequest(), timeout=CALL_SECONDS)
-    except grpc.RpcError:
-        return no_tracker(target)
+    with trackers(target) as stub:
+        answer = stub.ListImages(tracker_pb2.ListImagesRequest(), timeout=CALL_SECONDS)
     images = [wire.image_summary_from_wire(message) for message in answer.images]
     if as_json:
         print(json.dumps({"images": [_image_document(image) for image in images], "stale": answer.stale}))
@@ -79,15 +68,14 @@ def show_images(target: str, *, as_json: bool) -> int:
 
 def drain_node(target: str, node_id: str, *, draining: bool) -> int:
     """Take a node out of service or back into it; return the exit code."""
-    try:
-        with grpc.insecure_channel(target, options=NO_PROXY) as channel:
-            stub = tracker_pb2_grpc.TrackerServiceStub(channel)
+    with trackers(target) as stub:
+        try:
             stub.DrainNode(tracker_pb2.DrainNodeRequest(node_id=node_id, draining=draining), timeout=CALL_SECONDS)
-    except grpc.RpcError as error:
-        if error.code() is grpc.StatusCode.NOT_FOUND:
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
             print(f"no node {node_id} is registered: see stafett nodes", file=sys.stderr)
             return EXIT_FAILED
-        return no_tracker(target)
     print(f"{node_id} {'takes no new streams; those that run go on' if draining else 'is back in service'}")
     return 0
 
@@ -120,12 +108,3 @@ def _ago(unix_ms: int) -> str:
         if seconds >= size:
             return f"{seconds // size} {unit}"
     return f"{seconds} s"
-
-
-def no_tracker(target: str) -> int:
-    """Say that no tracker answers; return the exit code."""
-    print(
-        f"no tracker answers at {target}: is one running? Name it by --tracker or STAFETT_TRACKER",
-        file=sys.stderr,
-    )
-    return EXIT_FAILED

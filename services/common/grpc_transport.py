@@ -53,7 +53,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 _TRACKER_SERVICE = "stafett.api.v1.TrackerService"
-_TRACKER_UNARY = ("Locate", "Relay", "ResolveTag", "ListNodes", "ListImages")
+_TRACKER_UNARY = ("Locate", "Relay", "ResolveTag", "ListNodes", "ListImages", "DrainNode")
+"""Calls that another replica is asked to answer; made twice they do no harm."""
 _TRACKER_SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "healthCheckConfig": {"serviceName": _TRACKER_SERVICE},
@@ -70,6 +71,8 @@ _TRACKER_SERVICE_CONFIG = {
         }
     ],
 }
+
+_TRACKER_OPTIONS = (*_CHANNEL_OPTIONS, ("grpc.service_config", json.dumps(_TRACKER_SERVICE_CONFIG)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +129,19 @@ def tracker_channel(target: str, tls: TlsFiles | None) -> grpc.aio.Channel:
 
     Targets: `dns:///name:port`, `ipv4:1.2.3.4:5,6.7.8.9:5`, `ipv6:[::1]:5,...`.
     """
-    config = ("grpc.service_config", json.dumps(_TRACKER_SERVICE_CONFIG))
-    return _channel(target, tls, [*_CHANNEL_OPTIONS, config])
+    return _channel(target, tls, _TRACKER_OPTIONS)
+
+
+def blocking_tracker_channel(target: str, tls: TlsFiles | None) -> grpc.Channel:
+    """Open the same for commands, which have no event loop."""
+    if tls is None:
+        return grpc.insecure_channel(target, options=_TRACKER_OPTIONS)
+    return grpc.secure_channel(target, _channel_credentials(tls), options=_TRACKER_OPTIONS)
 
 
 def peer_channel(address: Address, tls: TlsFiles | None) -> grpc.aio.Channel:
     """Open a channel to one node's BlobService, or to one tracker."""
-    return _channel(address.target(), tls, list(_CHANNEL_OPTIONS))
+    return _channel(address.target(), tls, _CHANNEL_OPTIONS)
 
 
 def unix_channel(path: Path) -> grpc.aio.Channel:
@@ -153,9 +162,12 @@ def _is_loopback(host: str) -> bool:
 def _channel(target: str, tls: TlsFiles | None, options: Sequence[tuple[str, int | str]]) -> grpc.aio.Channel:
     if tls is None:
         return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, _channel_credentials(tls), options=options)
+
+
+def _channel_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
     authority, key, certificate = _read(tls)
-    credentials = grpc.ssl_channel_credentials(authority, key, certificate)
-    return grpc.aio.secure_channel(target, credentials, options=options)
+    return grpc.ssl_channel_credentials(authority, key, certificate)
 
 
 def _server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:

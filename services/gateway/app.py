@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from stafett.common.errors import StartupFailed
 from stafett.common.grpc_transport import tracker_channel
 from stafett.common.service import run_service
-from stafett.gateway.content import AccessRules, Content
+from stafett.gateway.content import Content
 from stafett.gateway.expectations import Expectations
 from stafett.gateway.grpc_peer import GrpcPeers, OwnNode
 from stafett.gateway.grpc_tracker import GrpcTracker
@@ -95,7 +95,7 @@ async def _run(
             seats = Seats(tracker, own_node, group, metrics)
             sourcing = Sourcing(relay, seats, follow=settings.follow)
             content = Content(
-                AccessRules(settings.allow, settings.deny, settings.default_registry, settings.max_requests),
+                settings,
                 own,
                 relay,
                 sourcing,

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
-from fnmatch import fnmatchcase
 
 import structlog
 from starlette.types import Receive, Scope, Send
@@ -32,6 +31,7 @@ from stafett.gateway.oci_errors import error_body, error_response
 from stafett.gateway.own_content import OwnContent
 from stafett.gateway.relay import Relay
 from stafett.gateway.request_path import ContentPath, Kind, parse_content_path
+from stafett.gateway.settings import GatewaySettings
 from stafett.gateway.sources import FIRST_PIECE_SECONDS
 from stafett.gateway.sourcing import Sourcing
 from stafett.gateway.tags import Port, Tags
@@ -43,22 +43,6 @@ BLOB_TYPE = "application/octet-stream"
 EMPTY = Digest.of(b"")
 RUNTIMES = ("containerd/", "stafett/")
 """User agents of clients that receive into the host's store."""
-
-
-@dataclass(frozen=True)
-class AccessRules:
-    """Which images are served."""
-
-    allow: tuple[str, ...]
-    deny: tuple[str, ...]
-    default_registry: str
-    max_requests: int
-
-    def check(self, path: ContentPath) -> None:
-        """Raises Denied: if the lists exclude the image."""
-        allowed = any(fnmatchcase(path.image, pattern) for pattern in self.allow)
-        if not allowed or any(fnmatchcase(path.image, pattern) for pattern in self.deny):
-            raise Denied(path.image)
 
 
 @dataclass(frozen=True)
@@ -81,7 +65,7 @@ class Content:
 
     def __init__(
         self,
-        rules: AccessRules,
+        settings: GatewaySettings,
         own: OwnContent,
         relay: Relay,
         sourcing: Sourcing,
@@ -91,7 +75,7 @@ class Content:
         metrics: GatewayMetrics,
         ports: Mapping[int, Port],
     ) -> None:
-        self._rules = rules
+        self._settings = settings
         self._own = own
         self._relay = relay
         self._sourcing = sourcing
@@ -131,12 +115,13 @@ class Content:
     def _check(self, method: str) -> None:
         if method not in ("GET", "HEAD"):
             raise Unsupported(method)
-        if self._running > self._rules.max_requests:
-            raise Overloaded("requests", self._rules.max_requests)
+        if self._running > self._settings.max_requests:
+            raise Overloaded("requests", self._settings.max_requests)
 
     def _parse(self, scope: Scope) -> Request:
-        path = parse_content_path(scope["raw_path"], scope["query_string"], self._rules.default_registry)
-        self._rules.check(path)
+        path = parse_content_path(scope["raw_path"], scope["query_string"], self._settings.default_registry)
+        if not self._settings.serves(path.image):
+            raise Denied(path.image)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         agent = headers.get(b"user-agent", "")
         return Request(path, scope["method"] == "HEAD", headers.get(b"range"), agent.startswith(RUNTIMES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -94,6 +95,11 @@ class GatewaySettings(ServiceSettings):
         if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise ValueError("must be host:port")
         return value
+
+    def serves(self, image: str) -> bool:
+        """Tell whether the lists let "registry/repository" be served."""
+        allowed = any(fnmatchcase(image, pattern) for pattern in self.allow)
+        return allowed and not any(fnmatchcase(image, pattern) for pattern in self.deny)
 
     @property
     def topology(self) -> Topology:

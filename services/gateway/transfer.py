@@ -35,9 +35,9 @@ from stafett.gateway.stream import STALLED, Stream, Wanted
 log = structlog.get_logger()
 
 SLOW_SWITCHES_MAX = 3
-OVERDUE_SECONDS = 0.5
-"""After so long without a first byte one more holder is asked each time, whatever the hedges have cost: a client that
-is told 404 after `first_piece_seconds` costs upstream more."""
+OVERDUE_SECONDS = 0.4
+"""After so long without a first byte one more holder is asked each time, whatever the hedges have cost and whoever is
+left: a client that is told 404 after `first_piece_seconds` costs upstream more. Four are asked until then."""
 _HOLDER_FAILED = (Unavailable, Overloaded, BlobUnknown, Draining, RangeUnsatisfiable)
 
 _Race = dict[asyncio.Task[memoryview | None], Stream]
@@ -127,7 +127,7 @@ class Transfer:
                 delay = OVERDUE_SECONDS if hedged else min(OVERDUE_SECONDS, hedging.delay_seconds())
                 done, _ = await asyncio.wait(race, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
-                    self._hedge(race, overdue=hedged)
+                    self._hedge(race, overdue=delay == OVERDUE_SECONDS)
                     hedged = True
                 for task in done:
                     stream = race.pop(task)
@@ -168,7 +168,7 @@ class Transfer:
             for stream in late:
                 self._sources.left(stream.candidate, None)
         other = self._sources.other_than(late[-1].candidate)
-        if other is not None and not other.failing and (overdue or self._relay.hedging.take()):
+        if other is not None and (overdue or (not other.failing and self._relay.hedging.take())):
             self._relay.metrics.count_hedge()
             self._start(other, race)
 

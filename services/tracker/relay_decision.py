@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from stafett.common.topology import Topology
-from stafett.tracker.relay_placement import LINK_BYTES_PER_SECOND, Openings, fan_out, load
+from stafett.tracker.relay_pace import SLOW_WORDS, better_last, falls_behind
+from stafett.tracker.relay_placement import LINK_BYTES_PER_SECOND, Openings
 from stafett.tracker.relay_tree import NO_PARENT, Claim, Seat, Tree
 
 FIRST_BYTE_SECONDS = 10.0
@@ -30,13 +31,6 @@ HEIR_SECONDS = 5.0
 STAY_SECONDS = 1.0
 """A host tells how far it is this often; less often in trees of many."""
 STAYS_PER_SECOND = 500
-SLOW_SHARE = 0.6
-SLOW_LAG_SECONDS = 2.0
-"""So far a host has to be behind its parent, too, before it is left: one lost packet makes a slow second."""
-CRAWL_SHARE = 0.4
-CRAWL_LAG_SECONDS = 1.0
-SLOW_WORDS = 3.0
-"""And so often in a row, a crawl one and a half times: after a change of parents a wave of bytes goes down a chain."""
 RATE_WEIGHT = 0.5
 MOVE_LEAD_SECONDS = 0.5
 MOVE_LEAD_BYTES = 1024 * 1024
@@ -219,7 +213,7 @@ def _seat(tree: Tree, ask: Ask, view: View) -> Seat:
         seat.seen_at = now
     seat.done = False
     if ask.phase is Phase.STAY and known and not seat.slow:
-        weight = _falls_behind(tree, seat, view.link_bytes_per_second)
+        weight = falls_behind(tree, seat, view.link_bytes_per_second)
         seat.behind = seat.behind + weight if weight else 0
         if seat.behind >= SLOW_WORDS:
             seat.slow = True
@@ -251,48 +245,12 @@ def _note_growth(tree: Tree, claim: Claim, now: float) -> None:
 def _may_stay(tree: Tree, ask: Ask, view: View) -> bool:
     """Tell whether a host keeps its parent: one in service, not the reason why it is slow, nor held up by it."""
     parent_id = tree.seats[ask.node_id].parent
-    if parent_id in (NO_PARENT, *ask.left) or not view.in_service(parent_id) or _better_last(tree, ask.node_id, view):
+    if parent_id in (NO_PARENT, *ask.left) or not view.in_service(parent_id):
+        return False
+    if better_last(tree, ask.node_id, view.in_service, view.link_bytes_per_second):
         return False
     parent = tree.seats.get(parent_id)
     return parent is None or parent_id in view.complete or not parent.slow
-
-
-def _better_last(tree: Tree, node_id: str, view: View) -> bool:
-    """Tell whether a slow host in a chain takes its parent's link from another follower, while the end is free."""
-    seat = tree.seats[node_id]
-    if not seat.slow or not any(_receives(tree, other) for other in tree.children(seat.parent) - {node_id}):
-        return False
-    if fan_out(tree.size_bytes, len(tree.seats), view.link_bytes_per_second) > 1:
-        return False
-    below = tree.below(node_id)
-    return any(
-        other.place.region == seat.place.region
-        and _receives(tree, other_id)
-        and other_id not in below
-        and not tree.children(other_id)
-        and view.in_service(other_id)
-        for other_id, other in tree.seats.items()
-    )
-
-
-def _receives(tree: Tree, node_id: str) -> bool:
-    """Tell whether a host gets the blob at the pace of others."""
-    seat = tree.seats.get(node_id)
-    return seat is not None and seat.parent != NO_PARENT and not seat.done and not seat.leaf
-
-
-def _falls_behind(tree: Tree, seat: Seat, link_bytes_per_second: float) -> float:
-    """Tell how much it counts that a host gets the blob more slowly than its own parent: 1, 1.5 at a crawl, else 0."""
-    source = tree.seats.get(seat.parent)
-    if source is None or seat.done or not seat.bytes_per_second:
-        return 0.0
-    expected = link_bytes_per_second / max(1, int(load(tree, seat.parent)))
-    if not source.done:
-        expected = min(expected, source.bytes_per_second)
-    lag = source.received_bytes - seat.received_bytes
-    if seat.bytes_per_second < CRAWL_SHARE * expected and lag > CRAWL_LAG_SECONDS * expected:
-        return 1.5
-    return float(seat.bytes_per_second < SLOW_SHARE * expected and lag > SLOW_LAG_SECONDS * expected)
 
 
 def _place(tree: Tree, ask: Ask, view: View, openings: Openings) -> Answer:

@@ -96,8 +96,8 @@ def test_pull_gets_an_image_from_a_peer_and_the_overviews_tell_of_it(tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("nodes", "--tracker", "ipv4:127.0.0.1:1"), 1, "no tracker answers"),
-        (("images", "--tracker", "ipv4:127.0.0.1:1"), 1, "no tracker answers"),
+        (("nodes", "--tracker", "ipv4:127.0.0.1:1"), 1, "do not answer"),
+        (("images", "--tracker", "ipv4:127.0.0.1:1"), 1, "do not answer"),
         (("pull", "reg.test/UPPER:1", "--via", "http://127.0.0.1:1", "--to", "x"), 1, "invalid name"),
         (("pull", "reg.test/a:1", "--via", "http://127.0.0.1:1", "--to", "x"), 1, "http://127.0.0.1:1"),
         (("pull", "reg.test/a@sha256:12", "--via", "http://127.0.0.1:1", "--to", "x"), 1, "invalid digest"),

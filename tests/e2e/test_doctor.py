@@ -133,15 +133,41 @@ def discarded_layers(clinic: Clinic) -> Iterator[None]:
 @contextlib.contextmanager
 def no_mirror_files(clinic: Clinic) -> Iterator[None]:
     carry_out(clinic.setup.hosts_dir, removals(clinic.setup.hosts_dir))
-    yield
-    clinic.configure()
+    try:
+        yield
+    finally:
+        clinic.configure()
 
 
 @contextlib.contextmanager
 def mirror_files_of_another_gateway(clinic: Clinic) -> Iterator[None]:
     clinic.configure(Gateway("http://127.0.0.1:1", "http://127.0.0.1:2"))
-    yield
-    clinic.configure()
+    try:
+        yield
+    finally:
+        clinic.configure()
+
+
+@contextlib.contextmanager
+def a_broken_mirror_file(clinic: Clinic) -> Iterator[None]:
+    file = clinic.setup.hosts_dir / clinic.bed.upstream.registry / "hosts.toml"
+    written = file.read_bytes()
+    file.write_bytes(written + b"[[[")
+    try:
+        yield
+    finally:
+        file.write_bytes(written)
+
+
+@contextlib.contextmanager
+def a_mirror_file_that_is_no_text(clinic: Clinic) -> Iterator[None]:
+    file = clinic.setup.hosts_dir / clinic.bed.upstream.registry / "hosts.toml"
+    written = file.read_bytes()
+    file.write_bytes(b"\xff\xfe")
+    try:
+        yield
+    finally:
+        file.write_bytes(written)
 
 
 @contextlib.contextmanager
@@ -150,9 +176,11 @@ def a_replaced_mirror_file(clinic: Clinic) -> Iterator[None]:
     written = (folder / "hosts.toml").read_text()
     (folder / "hosts.toml.before-stafett").write_text("# what was here\n")
     (folder / "hosts.toml").write_text('server = "https://somewhere.else"\n')
-    yield
-    (folder / "hosts.toml.before-stafett").unlink()
-    (folder / "hosts.toml").write_text(written)
+    try:
+        yield
+    finally:
+        (folder / "hosts.toml.before-stafett").unlink()
+        (folder / "hosts.toml").write_text(written)
 
 
 @contextlib.contextmanager
@@ -160,8 +188,10 @@ def a_frozen_containerd(clinic: Clinic) -> Iterator[None]:
     assert clinic.host.containerd is not None
     assert clinic.host.containerd.process is not None
     clinic.host.containerd.process.signal(signal.SIGSTOP)
-    yield
-    clinic.host.containerd.process.signal(signal.SIGCONT)
+    try:
+        yield
+    finally:
+        clinic.host.containerd.process.signal(signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -186,8 +216,10 @@ def a_content_root_without_downloads(clinic: Clinic) -> Iterator[None]:
 def a_dead_gateway(clinic: Clinic) -> Iterator[None]:
     assert clinic.host.gateway is not None
     clinic.host.gateway.kill()
-    yield
-    clinic.bed.cluster.start_gateway(clinic.host)
+    try:
+        yield
+    finally:
+        clinic.bed.cluster.start_gateway(clinic.host)
 
 
 @contextlib.contextmanager
@@ -201,9 +233,11 @@ def a_dead_redis(clinic: Clinic) -> Iterator[None]:
     assert clinic.bed.cluster.redis is not None
     clinic.bed.cluster.redis.kill()
     wait_until(lambda: "redis" in clinic.blamed(), "the trackers notice", 20)
-    yield
-    clinic.bed.cluster.start_redis()
-    wait_until(lambda: clinic.blamed() == {}, "all is well again")
+    try:
+        yield
+    finally:
+        clinic.bed.cluster.start_redis()
+        wait_until(lambda: clinic.blamed() == {}, "all is well again")
 
 
 @contextlib.contextmanager
@@ -217,9 +251,11 @@ def a_drained_node(clinic: Clinic) -> Iterator[None]:
     stafett = [sys.executable, "-m", "stafett", "drain", "--tracker", clinic.bed.cluster.tracker_target]
     subprocess.run([*stafett, clinic.host.name], check=True, capture_output=True)
     wait_until(lambda: clinic.bed.node(clinic.host).state != READY, "drained")
-    yield
-    subprocess.run([*stafett, clinic.host.name, "--undo"], check=True, capture_output=True)
-    wait_until(lambda: clinic.bed.node(clinic.host).state == READY, "back in service")
+    try:
+        yield
+    finally:
+        subprocess.run([*stafett, clinic.host.name, "--undo"], check=True, capture_output=True)
+        wait_until(lambda: clinic.bed.node(clinic.host).state == READY, "back in service")
 
 
 @contextlib.contextmanager
@@ -240,16 +276,20 @@ def a_damaged_copy(clinic: Clinic) -> Iterator[None]:
     for path, content in before.items():
         path.chmod(0o644)
         path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-    yield
-    for path, content in before.items():
-        path.write_bytes(content)
+    try:
+        yield
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
 
 
 @contextlib.contextmanager
 def an_image_of_another_registry(clinic: Clinic) -> Iterator[None]:
     clinic.bed.ctr(clinic.host, "images", "tag", clinic.image.name, "other.test/app:1")
-    yield
-    clinic.bed.ctr(clinic.host, "images", "rm", "other.test/app:1")
+    try:
+        yield
+    finally:
+        clinic.bed.ctr(clinic.host, "images", "rm", "other.test/app:1")
 
 
 @contextlib.contextmanager
@@ -263,6 +303,8 @@ FAULTS: list[tuple[Fault, dict[str, Level]]] = [
     (discarded_layers, {"discard-layers": Level.FAIL}),
     (no_mirror_files, {"mirror-files": Level.FAIL}),
     (mirror_files_of_another_gateway, {"mirror-files": Level.FAIL}),
+    (a_broken_mirror_file, {"mirror-files": Level.FAIL}),
+    (a_mirror_file_that_is_no_text, {"mirror-files": Level.FAIL}),
     (a_replaced_mirror_file, {"mirror-files": Level.FAIL}),
     (a_frozen_containerd, {"store": Level.FAIL}),
     (a_wrong_content_root, {"content-root": Level.FAIL}),
@@ -282,7 +324,8 @@ FAULTS: list[tuple[Fault, dict[str, Level]]] = [
 @pytest.mark.parametrize(("fault", "named"), FAULTS, ids=[fault.__name__ for fault, _ in FAULTS])
 def test_a_fault_is_named_and_nothing_else_is_blamed(clinic: Clinic, fault: Fault, named: dict[str, Level]) -> None:
     with fault(clinic):
-        assert clinic.blamed() == named
+        blamed = clinic.blamed()
+    assert blamed == named
 
 
 def test_a_proxy_of_containerds_that_catches_the_gateway_is_named(clinic: Clinic) -> None:

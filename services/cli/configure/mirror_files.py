@@ -6,7 +6,6 @@ is interrupted leaves either the old file or the new one, and a folder only toge
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -68,7 +67,7 @@ def removals(root: Path) -> list[Change]:
         before = _read(path)
         if before is not None and is_ours(before) and not path.parent.name.endswith(_HALF):
             found.append(Change(path, before, _read(path.with_name(KEPT)), undo=True))
-    return found
+    return sorted(found, key=lambda change: folders_made(change.before or ""))  # who made the root goes last
 
 
 def carry_out(root: Path, changes: Sequence[Change]) -> None:
@@ -80,10 +79,7 @@ def carry_out(root: Path, changes: Sequence[Change]) -> None:
     try:
         _sweep(root)
         for change in changes:
-            _put_back(change.path) if change.undo else _put(change)
-        undone = [change for change in changes if change.undo]
-        for change in sorted(undone, key=lambda change: folders_made(change.before or "")):
-            _remove_made(change.path.parent, folders_made(change.before or ""))
+            _put_back(change) if change.undo else _put(change)
     except OSError as error:
         raise StartupFailed(f"{error.filename or root} cannot be written: {error.strerror}") from error
 
@@ -145,18 +141,22 @@ def _put_with_folders(outermost: Path, path: Path, text: str) -> None:
     _sync(outermost.parent)
 
 
-def _put_back(path: Path) -> None:
-    kept = path.with_name(KEPT)
+def _put_back(change: Change) -> None:
+    kept = change.path.with_name(KEPT)
     if kept.exists():
-        kept.replace(path)
+        kept.replace(change.path)
+        return
+    gone = change.path
+    for folder in change.path.parents[: folders_made(change.before or "")]:
+        if len(os.listdir(folder)) > 1:
+            break
+        gone = folder
+    half = gone.with_name(gone.name + _HALF)
+    gone.rename(half)  # our file and the folders made for it go at once
+    if half.is_dir():
+        shutil.rmtree(half)
     else:
-        path.unlink()
-
-
-def _remove_made(folder: Path, count: int) -> None:
-    for made in (folder, *folder.parents)[:count]:
-        with contextlib.suppress(OSError):
-            made.rmdir()
+        half.unlink()
 
 
 def _sweep(root: Path) -> None:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
@@ -22,6 +21,7 @@ from stafett.cli.local_cluster.processes import accepts_connections, free_port, 
 from stafett.cli.pull import own_platform
 from stafett.common import wire
 from stafett.common.cluster import Node
+from stafett.common.grpc_transport import blocking_tracker_channel
 
 MIB = 1024 * 1024
 LINK_BYTES_PER_SECOND = 20_000_000
@@ -30,7 +30,6 @@ IMAGE = f"{REGISTRY}/shop/frontend:1.0"
 LAYERS = (60 * MIB, 48 * MIB, 40 * MIB, 24 * MIB, 12 * MIB, 6 * MIB)
 OTHER_PLATFORM_LAYERS = (2 * MIB, 1 * MIB)
 HOSTS = (("host-1", "zone-a"), ("host-2", "zone-b"), ("host-3", "zone-a"), ("host-4", "zone-b"))
-_NO_PROXY = (("grpc.enable_http_proxy", 0),)
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -70,7 +69,7 @@ class Stage:
 
     def nodes(self) -> dict[str, Node]:
         """Ask the trackers for the nodes."""
-        with grpc.insecure_channel(self.cluster.tracker_target, options=_NO_PROXY) as channel:
+        with blocking_tracker_channel(self.cluster.tracker_target, None) as channel:
             stub = tracker_pb2_grpc.TrackerServiceStub(channel)
             answer = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=5)
         return {message.id: wire.node_from_wire(message) for message in answer.nodes}

@@ -23,7 +23,7 @@ from stafett.common.topology import tier_between
 
 CALL_SECONDS = 3.0
 SKEW_SECONDS = 2.0
-"""Half of what a lease lasts: a clock that is further off makes times in listings and traces useless."""
+"""A clock that is further off makes times in listings and traces useless. Leases do not depend on clocks."""
 PEERS = 2
 SMALL_BYTES = 1024 * 1024
 SAMPLE = 100
@@ -31,7 +31,7 @@ _NOBODY_HAS = Digest.of(b"stafett doctor asks whether this node answers")
 
 
 async def check_gateway(setup: Setup) -> AsyncIterator[Verdict]:
-    """Do both ports answer, and does the gateway reach its node and a tracker?"""
+    """Does a gateway answer on both ports?"""
     start = "start stafett gateway; see its log, and STAFETT_GATEWAY_LISTEN_PORT and STAFETT_GATEWAY_TAG_PORT"
     async with httpx2.AsyncClient(trust_env=False, timeout=CALL_SECONDS) as client:
         for check, url in (("gateway", setup.mirror_url), ("tag-port", setup.tags_url)):
@@ -55,7 +55,7 @@ async def check_tracker(
     try:
         answer = await stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS)
     except grpc.aio.AioRpcError as error:
-        remedy = "start a tracker, or correct --tracker; a firewall may block its port"
+        remedy = "start a tracker, or correct STAFETT_GATEWAY_TRACKER; a firewall may block its port"
         return [fail("tracker", f"no tracker answers at {target}: {error.code().name}", remedy)], []
     verdicts = [ok("tracker", f"{target} answers")]
     if answer.stale:
@@ -64,18 +64,25 @@ async def check_tracker(
     if answer.mass_guard:
         remedy = "see stafett nodes: a network fault between trackers and nodes is likely"
         verdicts.append(warn("mass-guard", "so many nodes seem to fail that the trackers doubt themselves", remedy))
-    skew = answer.now_unix_ms / 1000 - (asked_at + time.time()) / 2
-    if abs(skew) > SKEW_SECONDS:
-        verdicts.append(fail("clock", f"the tracker's clock is {skew:+.1f} s off ours", "start a time service on both"))
+    verdicts += _clock(answer.now_unix_ms / 1000, (asked_at + time.time()) / 2)
     nodes = [wire.node_from_wire(message) for message in answer.nodes]
     verdicts += [] if answer.stale else _lease(setup.node.node_id, nodes, store)
     return verdicts, nodes
 
 
+def _clock(theirs: float, ours: float) -> list[Verdict]:
+    if not theirs:
+        return []  # a tracker that does not tell its time yet
+    if abs(theirs - ours) > SKEW_SECONDS:
+        said = f"the tracker's clock is {theirs - ours:+.1f} s off ours"
+        return [fail("clock", said, "start a time service on both hosts")]
+    return [ok("clock", "the tracker's clock agrees with ours")]
+
+
 def _lease(node_id: str, nodes: Sequence[Node], store: Store | None) -> list[Verdict]:
     own = next((node for node in nodes if node.id == node_id), None)
     if own is None:
-        remedy = f"start stafett node with STAFETT_NODE_NODE_ID={node_id}, or name it by --node-id"
+        remedy = f"start stafett node with STAFETT_NODE_NODE_ID={node_id}, or name the one that runs here by it"
         return [fail("lease", f"no node {node_id} is registered", remedy)]
     if own.state is not NodeState.READY:
         remedy = "stafett drain --undo" if own.state is NodeState.DRAINING else "see the node's log"
@@ -96,7 +103,7 @@ async def check_peers(setup: Setup, nodes: Sequence[Node]) -> AsyncIterator[Verd
     reached = await asyncio.gather(*(_answers(node, setup.node.tls) for node in others[:PEERS]))
     for node, reason in zip(others, reached, strict=False):
         if reason:
-            remedy = "open the node's port between hosts, and see its --advertise-host"
+            remedy = "open the node's port between hosts, and see its STAFETT_NODE_ADVERTISE_HOST"
             yield fail("peers", f"{node.id} does not answer at {node.address.target()}: {reason}", remedy)
         else:
             yield ok("peers", f"{node.id} answers at {node.address.target()}")

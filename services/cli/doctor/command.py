@@ -86,7 +86,7 @@ async def _look_into_store(setup: Setup) -> tuple[Store | None, Sequence[Verdict
             async with asyncio.timeout(cluster_checks.CALL_SECONDS):
                 found = Store(await store.list_blobs(), [image.name for image in await store.list_images()])
         except (Unavailable, TimeoutError, OSError) as error:
-            remedy = "start containerd; run the doctor as root; see --socket"
+            remedy = "start containerd; run the doctor as root; see STAFETT_NODE_CONTAINERD_SOCKET"
             return None, [fail("store", f"{setup.node.containerd_socket} does not answer: {error}", remedy)]
         finally:
             await store.close()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -60,10 +59,15 @@ def check_mirror_files(setup: Setup) -> Iterator[Verdict]:
     """Are the mirror files as `configure` writes them for this gateway?"""
     ours, wrong = 0, False
     for path in sorted(setup.hosts_dir.glob(f"*/{FILE}")):
-        text = path.read_text()
+        try:
+            text = path.read_text()
+            first, last = _ends(parse(text, path.parent.name))
+        except (StartupFailed, UnicodeDecodeError) as error:
+            wrong = True
+            yield fail("mirror-files", f"{path}: {error}", f"mend or remove it, then: {CONFIGURE}")
+            continue
         if is_ours(text):
             ours += 1
-            first, last = _ends(parse(text, path.parent.name))
             if first != setup.mirror_url or (path.parent.name != DEFAULT and last != setup.tags_url):
                 wrong = True
                 said = f"{path} leads to {first} and {last}, but the gateway is {setup.mirror_url}, {setup.tags_url}"
@@ -110,7 +114,7 @@ def check_images(setup: Setup, store: Store) -> Iterator[Verdict]:
     if left_out:
         remedy = f"add them: {CONFIGURE.replace('NAME', left_out[0])}"
         yield warn("registries", f"images here come from {', '.join(left_out)}, which no mirror file has", remedy)
-    refused = sorted(name for name in names if not _served(name, setup.gateway.allow, setup.gateway.deny))
+    refused = sorted(name for name in names if not setup.gateway.serves(name))
     if refused:
         remedy = "change STAFETT_GATEWAY_ALLOW or STAFETT_GATEWAY_DENY, if they are to be shared"
         yield warn("allow-list", f"the gateway does not serve {', '.join(refused[:5])}, which this host has", remedy)
@@ -126,7 +130,10 @@ def check_proxies(setup: Setup) -> Iterator[Verdict]:
     proxies = [name for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy") if environment.get(name)]
     spared = environment.get("NO_PROXY", environment.get("no_proxy", "")).split(",")
     for path in sorted(setup.hosts_dir.glob(f"*/{FILE}")):
-        host = urlsplit(_ends(parse(path.read_text(), path.parent.name))[0]).hostname or ""
+        try:
+            host = urlsplit(_ends(parse(path.read_text(), path.parent.name))[0]).hostname or ""
+        except (StartupFailed, UnicodeDecodeError):
+            continue  # said among the mirror files
         if proxies and not _loopback(host) and host not in map(str.strip, spared):
             said = f"containerd has {proxies[0]}: it asks the gateway at {host} through {environment[proxies[0]]}"
             yield fail("proxy", said, f"add {host} to NO_PROXY of containerd's service, and restart it")
@@ -145,10 +152,6 @@ def _reference(name: str) -> Reference | None:
         return Reference.parse(name)
     except StafettError:
         return None
-
-
-def _served(name: str, allow: Iterable[str], deny: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, each) for each in allow) and not any(fnmatchcase(name, each) for each in deny)
 
 
 def _loopback(host: str) -> bool:

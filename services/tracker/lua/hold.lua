@@ -1,6 +1,7 @@
 -- include _held
--- ARGV: epoch, incarnation, reset, ttl seconds, number of digests, digests..., image names... Gives {'0'} when fenced, else {'1', number of digests, digests..., images...}: what a reset makes void. That stays in
--- held until unhold, so that an announcement which broke off can be made again.
+-- ARGV: epoch, incarnation, reset, ttl seconds, number of digests, digests..., image names...
+-- Gives {'0'} when fenced, else {'1', number of digests, digests..., images...}: what a reset makes void. That stays
+-- in held until unhold, so that an announcement which broke off can be made again.
 if fenced then
   return {'0'}
 end

@@ -6,6 +6,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,27 @@ def test_wherever_it_is_killed_the_next_run_completes_it_and_removal_leaves_noth
             assert step > 5
             return
     pytest.fail("it never came to its end")
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_wherever_a_removal_is_killed_the_next_one_completes_it(tmp_path: Path, before: Callable[[Path], None]) -> None:
+    for step in range(1, 200):
+        base = tmp_path / str(step)
+        base.mkdir()
+        before(base)
+        then, root = tree_of(base), base / "certs.d"
+        configure(root)
+        done = run_until_step(step, partial(remove, root))
+        carry_out(root, removals(root))
+        assert tree_of(base) == then, f"step {step}"
+        if done:
+            assert step > 2
+            return
+    pytest.fail("it never came to its end")
+
+
+def remove(root: Path) -> None:
+    carry_out(root, removals(root))
 
 
 def run_until_step(step: int, work: Callable[[], object]) -> bool:

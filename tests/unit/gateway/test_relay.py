@@ -14,6 +14,7 @@ from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, CorruptContent, Overloaded, Unavailable
 from stafett.common.topology import Topology
 from stafett.gateway.byte_range import Span, resolve_range
+from stafett.gateway.hedging import SAMPLES_MIN
 from stafett.gateway.locator import Locator
 from stafett.gateway.metrics import GatewayMetrics
 from stafett.gateway.outcomes import Outcomes
@@ -132,11 +133,14 @@ async def test_without_budget_there_is_no_hedge() -> None:
 
 
 async def test_whatever_hedges_have_cost_an_overdue_first_byte_is_asked_of_one_more_after_the_other() -> None:
-    scripts = {name: Script(CONTENT, stalls_at=0) for name in ("n1", "n2")}
+    scripts = {name: Script(CONTENT, stalls_at=0) for name in ("n1", "n2", "n4")}
     async with relay({**scripts, "n3": Script(CONTENT)}) as overdue:
         overdue.stall_timeout_seconds = 30.0
         while overdue.hedging.take():
             pass
+        for _ in range(SAMPLES_MIN):
+            overdue.hedging.observe(5.0)  # hedges are late, too
+        overdue.book.of(holder("n3", SIZE).node).stream_failed(overdue.book.clock())
         transfer = Transfer(overdue, D, SIZE, Span(0, SIZE, False))
         pieces = transfer.pieces()
         assert await transfer.first_piece(pieces) is not None
