@@ -94,6 +94,10 @@ docs: $(READY) ## regenerate docs/configuration.md from the settings, docs/cli.m
 	python docs/generate_configuration.py
 	typer stafett.cli.app utils docs --name stafett --title Commands --output docs/cli.md
 
+.PHONY: record-demo
+record-demo: $(READY) ## play the demo and draw docs/demo.svg of it
+	python docs/record_demo.py
+
 .PHONY: lock
 lock: ## pin all dependencies with hashes in requirements/
 	uv export -q --all-extras --no-emit-project --no-header --no-annotate -o requirements/dev.txt

@@ -111,11 +111,14 @@ def demo(
         StoreChoice, typer.Option(help="Where hosts keep content: private containerds (as root), or OCI layouts.")
     ] = StoreChoice.AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the cluster running until Ctrl-C, and say how to use it.")
+    ] = False,
 ) -> None:
-    """Start a small cluster on this machine, pull an image on every host, freeze a node in the middle."""
+    """Start a small cluster on this machine, pull an image without and with Stafett, and break things meanwhile."""
     from stafett.cli.demo.demo import run_demo
 
-    raise typer.Exit(run_demo(store, as_json=as_json))
+    raise typer.Exit(run_demo(store, as_json=as_json, keep=keep))
 
 
 @app.command(rich_help_panel="Operate")

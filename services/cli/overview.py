@@ -35,11 +35,14 @@ def show_nodes(target: str, *, as_json: bool) -> int:
             "/".join(part or "-" for part in (node.topology.region, node.topology.zone, node.topology.rack)),
             node.address.target(),
             str(node.blob_count),
+            decimal(node.health.held_bytes) if node.health else "-",
             node.version,
         )
         for node in nodes
     ]
-    print_table(("node", "state", "since", "region/zone/rack", "address", "blobs", "version"), rows, stale=answer.stale)
+    print_table(
+        ("node", "state", "since", "region/zone/rack", "address", "blobs", "bytes", "version"), rows, stale=answer.stale
+    )
     return 0
 
 

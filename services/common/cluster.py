@@ -57,6 +57,7 @@ class HealthSample:
     sent_bytes: int = 0
     uptime_seconds: float = 0.0
     store_available: bool = True
+    held_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,13 @@ def ensure_layout(root: Path) -> None:
         raise StartupFailed(f"cannot make an OCI image layout in {root}: {error.strerror}") from error
 
 
+def remove_everything(root: Path) -> None:
+    """Take all images and blobs out of a layout."""
+    _write_atomically(root / "index.json", {"schemaVersion": 2, "manifests": []})
+    for blob in (root / "blobs" / "sha256").iterdir():
+        blob.unlink()
+
+
 def read_images(root: Path) -> tuple[tuple[LayoutImage, ...], tuple[str, ...]]:
     """Read the named images of a layout; entries without a name are skipped silently (they are reachable by digest).
 

@@ -60,6 +60,7 @@ def health_to_wire(sample: HealthSample) -> types_pb2.HealthSample:
         sent_bytes=sample.sent_bytes,
         uptime_seconds=sample.uptime_seconds,
         store_available=sample.store_available,
+        held_bytes=sample.held_bytes,
     )
 
 
@@ -74,6 +75,7 @@ def health_from_wire(message: types_pb2.HealthSample) -> HealthSample:
         sent_bytes=message.sent_bytes,
         uptime_seconds=message.uptime_seconds,
         store_available=message.store_available,
+        held_bytes=message.held_bytes,
     )
 
 

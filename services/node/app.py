@@ -59,7 +59,12 @@ async def serve(settings: NodeSettings, stopping: asyncio.Event) -> None:
         settings.tls,
         _identity(settings, port),
         HealthProbe(
-            settings.content_root or Path("/"), slots.limit, lambda: slots.taken, lambda: indexer.store_available, tally
+            settings.content_root or Path("/"),
+            slots.limit,
+            lambda: slots.taken,
+            lambda: indexer.store_available,
+            lambda: indexer.held_bytes,
+            tally,
         ).sample,
         lambda draining: loop.call_soon_threadsafe(slots.order_drain, draining),
     )

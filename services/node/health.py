@@ -28,6 +28,7 @@ class HealthProbe:
     stream_limit: int
     active_streams: Callable[[], int]
     store_available: Callable[[], bool]
+    held_bytes: Callable[[], int]
     tally: Tally
     _started_at: float = field(default_factory=time.monotonic)
     _last_cpu: tuple[float, float] = (0.0, 0.0)
@@ -45,6 +46,7 @@ class HealthProbe:
             sent_bytes=self.tally.sent_bytes,
             uptime_seconds=time.monotonic() - self._started_at,
             store_available=self.store_available(),
+            held_bytes=self.held_bytes(),
         )
 
     def _disk_bytes(self) -> tuple[int, int]:

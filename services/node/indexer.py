@@ -60,6 +60,11 @@ class Indexer:
             group.create_task(self._list_when_due())
             group.create_task(self._look_for_expected())
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all held blobs."""
+        return sum(self._blobs.values())
+
     def size_of(self, digest: Digest) -> int | None:
         """Tell the size of a held blob."""
         return self._blobs.get(digest)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -114,17 +117,57 @@ def test_mistakes_get_one_clear_line_and_no_traceback(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.timeout(180)
-def test_the_demo_survives_a_frozen_node() -> None:
-    done = run([*STAFETT, "demo", "--json", "--store", "oci-layout"], 170)
-    assert done.returncode == 0, done.stderr
-    story = json.loads(done.stdout.splitlines()[-1])
+def check_story(story: Mapping[str, Any]) -> None:
     assert story["failed_pulls"] == 0
-    assert len(story["pulls"]) == 4
+    assert [pull["act"] for pull in story["pulls"]] == [2, 2, 2, 2, 3, 4, 5]
     assert story["failover"]["frozen"].startswith("host-")
+    assert story["failover"]["killed"].startswith("host-")
+    assert story["failover"]["frozen"] != story["failover"]["killed"]
+    assert story["longest_gap_seconds"] > 0
+    assert story["together_seconds"] < story["plain_seconds"]
+    assert story["digests_verified"] == 11 * 9
     assert story["image_bytes"] <= story["upstream_bytes"] < 1.05 * story["image_bytes"]
-    for pull in story["pulls"][1:]:
+    for pull in story["pulls"][4:]:
         assert pull["bytes_peer"] > 0.99 * story["image_bytes"]
+
+
+@pytest.mark.timeout(180)
+def test_the_demo_plays_five_acts_and_stays_when_it_is_told_to(tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    log = tmp_path / "said"
+    command = [*STAFETT, "demo", "--json", "--keep", "--store", "oci-layout"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with log.open("w") as said:
+        demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, env=environment, text=True)
+    try:
+        assert demo.stdout is not None
+        check_story(json.loads(demo.stdout.readline()))
+        wait_until(lambda: "browser" in log.read_text(), "how to use it")
+        tried = next(line for line in log.read_text().splitlines() if "stafett nodes" in line)
+        nodes = run([*STAFETT, *tried.split()[2:]], 20)
+        assert nodes.stdout.count("READY") == 4, nodes.stdout + nodes.stderr
+        assert demo.poll() is None
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 0
+    finally:
+        demo.kill()
+        demo.communicate()
+    lines = log.read_text()
+    for number in "①②③④⑤":
+        assert f"{number} " in lines
+    assert list(tmp_path.glob("stafett-*")) == []
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_program("containerd")
+@pytest.mark.timeout(180)
+def test_the_demo_plays_on_a_terminal_with_real_containerds(tmp_path: Path) -> None:
+    command = shlex.join([*STAFETT, "demo", "--json", "--store", "containerd"])
+    done = run(["script", "--quiet", "--return", "--command", command, str(tmp_path / "typescript")], 170)
+    assert done.returncode == 0, done.stdout[-2000:]
+    check_story(json.loads(done.stdout.splitlines()[-1]))
+    assert "longest gap" in done.stdout
+    assert "\x1b[" in done.stdout, "it was drawn on a terminal"
 
 
 def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -282,6 +282,7 @@ class HealthSample(_message.Message):
     SENT_BYTES_FIELD_NUMBER: _builtins.int
     UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
     STORE_AVAILABLE_FIELD_NUMBER: _builtins.int
+    HELD_BYTES_FIELD_NUMBER: _builtins.int
     active_streams: _builtins.int
     """Streams being served now."""
     stream_limit: _builtins.int
@@ -300,6 +301,8 @@ class HealthSample(_message.Message):
     """Seconds since the process started."""
     store_available: _builtins.bool
     """Whether the content source (containerd or layout) answers now."""
+    held_bytes: _builtins.int
+    """Bytes of all blobs that it announces."""
     def __init__(
         self,
         *,
@@ -312,10 +315,11 @@ class HealthSample(_message.Message):
         sent_bytes: _builtins.int = ...,
         uptime_seconds: _builtins.float = ...,
         store_available: _builtins.bool = ...,
+        held_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_streams", b"active_streams", "cpu_busy", b"cpu_busy", "disk_errors", b"disk_errors", "disk_free_bytes", b"disk_free_bytes", "disk_size_bytes", b"disk_size_bytes", "sent_bytes", b"sent_bytes", "store_available", b"store_available", "stream_limit", b"stream_limit", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_streams", b"active_streams", "cpu_busy", b"cpu_busy", "disk_errors", b"disk_errors", "disk_free_bytes", b"disk_free_bytes", "disk_size_bytes", b"disk_size_bytes", "held_bytes", b"held_bytes", "sent_bytes", b"sent_bytes", "store_available", b"store_available", "stream_limit", b"stream_limit", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,20 +18,21 @@ PULL_SECONDS = 120.0
 
 @dataclass
 class HostPull:
-    """A pull that runs while the screen goes on; `look` keeps it up to date."""
+    """A pull that runs while the screen goes on; `look` keeps it up to date. `plain`: straight from the registry."""
 
     stage: Stage
     host: Host
+    plain: bool = False
     running: bool = True
     seconds: float = 0.0
     error: str = ""
-    bytes_upstream: int = 0
+    bytes_stored: int = 0
+    digests_verified: int = 0
     by_source: Counter[str] = field(default_factory=Counter)
     gaps: GapWatch = field(init=False)
 
     def __post_init__(self) -> None:
         self.gaps = GapWatch(self.host.content_root / "ingest")
-        self._upstream_before = self.stage.upstream_bytes()
         self._sources_before = self.stage.gateway_bytes(self.host)
         self._started_at = time.monotonic()
         self._process = self.stage.cluster.processes.start(f"pull-{self.host.name}", self._command())
@@ -44,14 +45,24 @@ class HostPull:
     def bytes_peer(self) -> int:
         return sum(size for source, size in self.by_source.items() if source.startswith("peer_"))
 
+    @property
+    def bytes_near(self) -> int:
+        """Bytes from peers in the same zone."""
+        return self.by_source["peer_rack"] + self.by_source["peer_zone"]
+
+    @property
+    def bytes_upstream(self) -> int:
+        """What the store has and the gateway did not send."""
+        return max(0, self.bytes_stored - self.bytes_peer - self.bytes_local)
+
     def look(self) -> None:
-        """Read the counters and the files under way, and whether the pull goes on."""
-        self.bytes_upstream = self.stage.upstream_bytes() - self._upstream_before
-        self.by_source = self.stage.gateway_bytes(self.host) - self._sources_before
-        now = time.monotonic()
-        self.gaps.look(now)
+        """Read the counters and the files under way, and whether the pull goes on; check all digests at its end."""
         if not self.running:
             return
+        if not self.plain:
+            self.by_source = self.stage.gateway_bytes(self.host) - self._sources_before
+        now = time.monotonic()
+        self.bytes_stored = self.gaps.look(now) + self._completed_bytes()
         if now - self._started_at > PULL_SECONDS:
             self._process.kill()
         if not self._process.alive:
@@ -59,24 +70,34 @@ class HostPull:
             self.seconds = now - self._started_at
             if self._process.popen.returncode:
                 self.error = self._process.log_tail(1) or "it did not end in time"
+            self._verify()
 
-    def verify(self) -> bool:
-        """Read all content back from the host's store; tell whether every digest is right."""
-        image = self.stage.image
-        platform = self.stage.platform
-        parts = (image.index, image.manifests[platform], *image.blobs[platform])
-        return all(_intact(self.host.content_root, part.digest) for part in parts)
+    def _completed_bytes(self) -> int:
+        paths = (blob_path(self.host.content_root, digest) for digest in self.stage.digests)
+        return sum(path.stat().st_size for path in paths if path.exists())
+
+    def _verify(self) -> None:
+        """Read all content back from the host's store."""
+        self.digests_verified = sum(_intact(self.host.content_root, digest) for digest in self.stage.digests)
+        if not self.error and self.digests_verified != len(self.stage.digests):
+            self.error = "a digest is wrong, or missing"
 
     def _command(self) -> list[str | Path]:
-        platform = self.stage.platform
-        if self.host.containerd is None:
+        platform, host, upstream = self.stage.platform, self.host, self.stage.upstream_url
+        if host.containerd is None:
             command: list[str | Path] = [sys.executable, "-m", "stafett", "pull", IMAGE]
-            for url in (self.host.gateway_url, self.stage.upstream_url, self.host.tag_url):
+            for url in [upstream] if self.plain else [host.gateway_url, upstream, host.tag_url]:
                 command += ["--via", url]
-            return [*command, "--to", self.host.content_root, "--platform", platform]
+            return [*command, "--to", host.content_root, "--platform", platform]
+        hosts_dir = host.containerd.hosts_dir
+        if self.plain:
+            hosts_dir = host.directory / "plain"
+            folder = hosts_dir / IMAGE.partition("/")[0]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "hosts.toml").write_text(f'[host."{upstream}"]\ncapabilities = ["pull", "resolve"]\n')
         # Fetched, not unpacked: the demo is about the way that bytes take.
-        fetch = ("content", "fetch", "--hosts-dir", str(self.host.containerd.hosts_dir), "--platform", platform, IMAGE)
-        return self.host.containerd.ctr_command(*fetch)
+        fetch = ("content", "fetch", "--hosts-dir", str(hosts_dir), "--platform", platform, IMAGE)
+        return host.containerd.ctr_command(*fetch)
 
 
 @dataclass
@@ -87,8 +108,9 @@ class GapWatch:
     longest_seconds: float = 0.0
     _seen: dict[Path, tuple[int, float]] = field(default_factory=dict)
 
-    def look(self, now: float) -> None:
-        """Look at all files under way; a gap counts while it lasts, also if it never ends."""
+    def look(self, now: float) -> int:
+        """Look at all files under way, and sum them up; a gap counts while it lasts, also if it never ends."""
+        total = 0
         for path in self.ingest.glob("**/*"):
             try:
                 size = path.stat().st_size
@@ -96,10 +118,12 @@ class GapWatch:
                 continue
             if path.is_dir() or path.name in ("ref", "startedat", "updatedat", "total") or size == 0:
                 continue
+            total += size
             last_size, grown_at = self._seen.get(path, (0, now))
             if size > last_size:
                 self._seen[path] = (size, now)
             self.longest_seconds = max(self.longest_seconds, now - grown_at)
+        return total
 
 
 def _intact(root: Path, digest: Digest) -> bool:

@@ -60,12 +60,17 @@ def is_laid_out(demo: Path) -> bool:
 
 
 def is_starting(demo: Path) -> bool:
-    return len(writers(demo)) >= 5
+    return bool(list(demo.glob("stafett-*/logs/gateway-*")))
 
 
 def is_pulling(demo: Path) -> bool:
-    """One host has pulled and the next one is in the middle of it."""
+    """The hosts are in the middle of their first pull, without Stafett."""
     return any(path.is_file() and path.stat().st_size for path in demo.glob("stafett-*/host-2/layout/ingest/**/*"))
+
+
+def is_relaying(demo: Path) -> bool:
+    """They are in the middle of the second one, with it."""
+    return is_starting(demo) and is_pulling(demo)
 
 
 @contextlib.contextmanager
@@ -104,10 +109,9 @@ def alive(pids: list[int]) -> list[int]:
     ("number", "moment"),
     [
         (signal.SIGHUP, is_laid_out),
-        (signal.SIGINT, is_starting),
-        (signal.SIGTERM, is_starting),
         (signal.SIGINT, is_pulling),
-        (signal.SIGHUP, is_pulling),
+        (signal.SIGTERM, is_starting),
+        (signal.SIGINT, is_relaying),
     ],
 )
 def test_a_stopped_demo_leaves_nothing(tmp_path: Path, number: signal.Signals, moment: Callable[[Path], bool]) -> None:

@@ -1,0 +1,94 @@
+"""Plays the demo and makes docs/demo.svg of it: the screen every second, as one animated picture without scripts.
+
+Run as `make record-demo`. The picture is what was seen and measured in that run.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from stafett.cli.demo import demo
+from stafett.cli.demo.screen import render
+from stafett.cli.demo.story import Story
+from stafett.cli.store_choice import StoreChoice
+
+TARGET = Path(__file__).with_name("demo.svg")
+COLUMNS, LINES = 118, 18
+FRAME_SECONDS = 1.0
+PLAYED_FASTER = 2.0
+LAST_FRAME_SECONDS = 6.0
+
+frames: list[str] = []
+
+
+def draw(content: RenderableType) -> str:
+    """Draw one frame as an SVG of its own."""
+    console = Console(record=True, width=COLUMNS, height=LINES, file=io.StringIO(), force_terminal=True)
+    console.print(content)
+    drawn = content if isinstance(content, Text) else None
+    used = len(console.export_text(clear=False).splitlines()) if drawn is None else 0
+    console.print("\n" * max(0, LINES - used - 1), end="")
+    return console.export_svg(title="make demo", unique_id=f"frame{len(frames)}")
+
+
+@contextmanager
+def recording(story: Story, console: Console) -> Iterator[Callable[[], None]]:
+    """Stand in for the demo's screen: keep a frame each second."""
+    taken_at = 0.0
+
+    def show() -> None:
+        nonlocal taken_at
+        if time.monotonic() - taken_at >= FRAME_SECONDS:
+            taken_at = time.monotonic()
+            frames.append(draw(render(story)))
+
+    yield show
+    frames.append(draw(Group(render(story), *(Text(line, style="green") for line in story.summary()))))
+
+
+def animated(pictures: list[str]) -> str:
+    """Put the frames on top of each other; each is visible in its turn."""
+    per_frame = FRAME_SECONDS / PLAYED_FASTER
+    total = per_frame * (len(pictures) - 1) + LAST_FRAME_SECONDS
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', pictures[0])
+    assert box is not None
+    parts, rules = [], []
+    for number, picture in enumerate(pictures):
+        begin, end = number * per_frame / total * 100, (number + 1) * per_frame / total * 100
+        if number == len(pictures) - 1:
+            end = 100.0
+        rules.append(
+            f"@keyframes k{number}{{0%,100%{{visibility:hidden}}{begin:.3f}%{{visibility:visible}}"
+            f"{end:.3f}%{{visibility:hidden}}}}#f{number}{{visibility:hidden;animation:k{number} {total:.1f}s step-end infinite}}"
+        )
+        parts.append(f'<g id="f{number}">{without_fonts(picture)}</g>')
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {box[1]} {box[2]}">'
+    return f"{head}<style>{''.join(rules)}</style>{''.join(parts)}</svg>\n"
+
+
+def without_fonts(picture: str) -> str:
+    """Drop the web fonts: the picture loads nothing from anywhere."""
+    return re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
+
+
+def main() -> int:
+    """Play, and write the picture if all went well."""
+    demo.screen = recording  # type: ignore[attr-defined]
+    failed = demo.run_demo(StoreChoice.AUTO, as_json=False, keep=False)
+    if not failed:
+        TARGET.write_text(animated(frames))
+        print(f"{TARGET.name}: {len(frames)} frames, {TARGET.stat().st_size // 1024} KiB")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
