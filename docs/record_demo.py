@@ -32,11 +32,10 @@ frames: list[str] = []
 
 def draw(content: RenderableType) -> str:
     """Draw one frame as an SVG of its own."""
-    console = Console(record=True, width=COLUMNS, height=LINES, file=io.StringIO(), force_terminal=True)
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(content)
-    drawn = content if isinstance(content, Text) else None
-    used = len(console.export_text(clear=False).splitlines()) if drawn is None else 0
-    console.print("\n" * max(0, LINES - used - 1), end="")
+    used = len(console.export_text(clear=False).splitlines())
+    console.print("\n" * max(0, LINES - used), end="")
     return console.export_svg(title="make demo", unique_id=f"frame{len(frames)}")
 
 
@@ -66,10 +65,9 @@ def animated(pictures: list[str]) -> str:
         begin, end = number * per_frame / total * 100, (number + 1) * per_frame / total * 100
         if number == len(pictures) - 1:
             end = 100.0
-        rules.append(
-            f"@keyframes k{number}{{0%,100%{{visibility:hidden}}{begin:.3f}%{{visibility:visible}}"
-            f"{end:.3f}%{{visibility:hidden}}}}#f{number}{{visibility:hidden;animation:k{number} {total:.1f}s step-end infinite}}"
-        )
+        steps = f"0%,100%{{visibility:hidden}}{begin:.3f}%{{visibility:visible}}{end:.3f}%{{visibility:hidden}}"
+        rules.append(f"@keyframes k{number}{{{steps}}}")
+        rules.append(f"#f{number}{{visibility:hidden;animation:k{number} {total:.1f}s step-end infinite}}")
         parts.append(f'<g id="f{number}">{without_fonts(picture)}</g>')
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {box[1]} {box[2]}">'
     return f"{head}<style>{''.join(rules)}</style>{''.join(parts)}</svg>\n"
