@@ -18,6 +18,9 @@ from stafett.cli.trackers import CALL_SECONDS, EXIT_FAILED, trackers
 from stafett.common import wire
 from stafett.common.cluster import ImageSummary, Node
 
+PIPED_COLUMNS = 1000
+"""Wide enough that each row is one line for the program that reads it."""
+
 
 def show_nodes(target: str, *, as_json: bool) -> int:
     """Print all nodes; return the exit code."""
@@ -98,7 +101,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, stale:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS).print(table)
     if stale:
         print("Redis is away: this is what the tracker remembers.", file=sys.stderr)
 

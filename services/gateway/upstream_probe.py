@@ -11,7 +11,9 @@ import httpx2
 from stafett.common.reference import DOCKER_HUB
 
 PROBE_SECONDS = 1.0
-REMEMBERED_SECONDS = 3.0
+ALIVE_SECONDS = 3.0
+DEAD_SECONDS = 0.5
+"""Short: what a registry refuses as soon as it is back, peers must not give out."""
 _HUB_URL = "https://registry-1.docker.io"
 
 
@@ -27,7 +29,7 @@ def upstream_url(registry: str, configured: Mapping[str, str]) -> str:
 
 
 class UpstreamProbe:
-    """Asks upstream registries, without credentials; answers are good for 3 s and shared by all who ask meanwhile."""
+    """Asks upstream registries, without credentials; answers hold for a moment and are shared by all who ask."""
 
     def __init__(self, configured: Mapping[str, str], proxy: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._configured = configured
@@ -45,7 +47,7 @@ class UpstreamProbe:
             verdict, until = self._verdicts.get(registry, (False, 0.0))
             if self._clock() >= until:
                 verdict = await self._ask(registry)
-                self._verdicts[registry] = (verdict, self._clock() + REMEMBERED_SECONDS)
+                self._verdicts[registry] = (verdict, self._clock() + (ALIVE_SECONDS if verdict else DEAD_SECONDS))
             return verdict
 
     async def close(self) -> None:

@@ -165,6 +165,29 @@ def test_with_upstream_stopped_an_image_is_pulled_by_tag_and_by_digest(bed: Bed)
     bed.assert_complete(third, image)
 
 
+def test_what_upstream_does_not_know_is_not_found(bed: Bed) -> None:
+    containerd = bed.hosts[0].containerd
+    assert containerd is not None
+    result = containerd.pull(f"{bed.upstream.registry}/pull/nothing:1")
+    assert result.returncode != 0
+    assert "not found" in result.stderr
+
+
+def test_what_upstream_refuses_is_refused_though_peers_have_it(bed: Bed) -> None:
+    image = bed.push_image("pull/private", seed=5)
+    bed.pull(bed.hosts[0], image.name)
+    bed.wait_tagged(image.name)
+    containerd = bed.hosts[1].containerd
+    assert containerd is not None
+    try:
+        restart_upstream(bed, private=True)
+        result = containerd.pull(image.name)
+    finally:
+        restart_upstream(bed, private=False)
+    assert result.returncode != 0
+    assert "authorization failed" in result.stderr or "401" in result.stderr, result.stderr
+
+
 def test_a_removed_image_is_withdrawn(bed: Bed) -> None:
     image = bed.push_image("pull/removed", {PLATFORM: [300_000]}, seed=4)
     first, second, _ = bed.hosts
@@ -199,6 +222,12 @@ def test_with_all_of_stafett_stopped_the_pull_goes_upstream(own_bed: Bed) -> Non
     stop_stafett(own_bed, host)
     own_bed.pull(host, image.name)
     own_bed.assert_complete(host, image)
+
+
+def restart_upstream(bed: Bed, *, private: bool) -> None:
+    bed.upstream.stop()
+    bed.upstream.private = private
+    bed.upstream.start(bed.cluster.processes)
 
 
 def stop_stafett(bed: Bed, host: Host) -> None:

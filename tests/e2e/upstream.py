@@ -24,6 +24,7 @@ storage:
 http:
   addr: {address}:{port}
 """
+_AUTH = 'auth: {{htpasswd: {{realm: upstream, path: "{path}"}}}}\n'
 _ACCESS = re.compile(r'"(GET|HEAD) (/v2/\S*) HTTP/1\.1" (\d+) (\d+)')
 
 
@@ -47,6 +48,8 @@ class Upstream:
     address: str = LOOPBACK
     place: Place = HERE
     process: Process | None = None
+    private: bool = False
+    """Whether it answers 401 to everybody, from its next start on."""
 
     @property
     def url(self) -> str:
@@ -56,7 +59,12 @@ class Upstream:
         """Start it (again)."""
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "config.yml"
-        config.write_text(_CONFIG.format(directory=self.directory / "data", address=self.address, port=self.port))
+        text = _CONFIG.format(directory=self.directory / "data", address=self.address, port=self.port)
+        if self.private:
+            nobody = self.directory / "htpasswd"
+            nobody.write_text("# nobody\n")
+            text += _AUTH.format(path=nobody)
+        config.write_text(text)
         command: list[str | Path] = [*self.place.prefix, "docker-registry", "serve", config]
         self.process = processes.start(
             f"upstream-{self.port}", command, ready=lambda: self.place.listens(self.port, self.address)

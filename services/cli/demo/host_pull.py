@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -14,6 +15,8 @@ from stafett.common.blob_files import blob_path
 from stafett.common.digest import Digest
 
 PULL_SECONDS = 120.0
+CONTAINERD_NOTES = ("ref", "startedat", "updatedat", "total")
+"""What containerd keeps beside the data of a download."""
 
 
 @dataclass
@@ -111,19 +114,24 @@ class GapWatch:
     def look(self, now: float) -> int:
         """Look at all files under way, and sum them up; a gap counts while it lasts, also if it never ends."""
         total = 0
-        for path in self.ingest.glob("**/*"):
-            try:
-                size = path.stat().st_size
-            except OSError:
-                continue
-            if path.is_dir() or path.name in ("ref", "startedat", "updatedat", "total") or size == 0:
-                continue
-            total += size
-            last_size, grown_at = self._seen.get(path, (0, now))
-            if size > last_size:
-                self._seen[path] = (size, now)
-            self.longest_seconds = max(self.longest_seconds, now - grown_at)
+        for folder, _, names in os.walk(self.ingest):
+            for name in names:
+                if name not in CONTAINERD_NOTES:
+                    total += self._look_at(Path(folder, name), now)
         return total
+
+    def _look_at(self, path: Path, now: float) -> int:
+        """Take the size of a file that may be gone, or not begun; return it."""
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return 0
+        last_size, grown_at = self._seen.get(path, (0, now))
+        if size > last_size:
+            self._seen[path] = (size, now)
+        if size:
+            self.longest_seconds = max(self.longest_seconds, now - grown_at)
+        return size
 
 
 def _intact(root: Path, digest: Digest) -> bool:

@@ -67,7 +67,7 @@ def _result(act: Act) -> str:
 def _table(story: Story, act: Act) -> Table:
     table = Table(box=None)
     for column in ("host", "zone", "progress", "its zone", "other zone", "upstream", "seconds", "longest gap", "state"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "progress", min_width=BAR_CELLS if column == "progress" else None)
     for pull in act.pulls:
         cells = round(min(1.0, pull.bytes_stored / story.image_bytes) * BAR_CELLS)
         sizes = (pull.bytes_near, pull.bytes_peer - pull.bytes_near, pull.bytes_upstream)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -286,3 +287,24 @@ def test_imports_count_and_later_ones_win(tmp_path: Path) -> None:
 def test_a_registry_that_is_no_host_name_is_refused(tmp_path: Path, wrong: str) -> None:
     assert call("--registry", wrong, "--hosts-dir", str(tmp_path / "d"))[0] == 2
     assert not (tmp_path / "d").exists()
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A certs.d with the operator's files, on a file system that cannot be written."""
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True)
+    try:
+        with_own_files(tmp_path)
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)
+        yield tmp_path / "certs.d"
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.needs_root
+def test_a_read_only_folder_is_left_alone_and_told_of(read_only: Path) -> None:
+    then = tree_of(read_only)
+    with pytest.raises(StartupFailed, match="cannot be written: Read-only file system"):
+        configure(read_only)
+    assert tree_of(read_only) == then
+    assert changes_for(read_only, [Registry("docker.io")], GATEWAY), "what would change can still be shown"
