@@ -253,10 +253,11 @@ def _summary(results: dict[str, Result]) -> dict[str, object]:
     for key, name in (("1000", "1000 hosts, 1 GiB"), ("1000_fail5", "1000, 5 % fail"), ("5000", "5000 hosts, 1 GiB")):
         if result := results.get(name):
             shown[key] = {
-                "completion_x": result.completion_x,
+                "completion_x": None if result.unfinished else result.completion_x,
+                "unfinished": result.unfinished,
                 "upstream_copies": result.upstream_copies,
                 "cross_zone_copies": result.cross_zone_copies,
             }
     if result := results.get("1000, 10 MB"):
-        shown["1000_10mb_s"] = result.completion_seconds
+        shown["1000_10mb_s"] = None if result.unfinished else result.completion_seconds
     return shown
