@@ -57,6 +57,7 @@ lint: $(READY) ## formatting, lint, types, import contracts
 	mypy
 	lint-imports --no-cache
 	python docs/generate_configuration.py --check
+	python docs/generate_metrics.py --check
 	@typer stafett.cli.app utils docs --name stafett --title Commands | diff -B - docs/cli.md || \
 	  { echo "docs/cli.md is not up to date: run make docs"; exit 1; }
 
@@ -90,8 +91,9 @@ bench: $(READY) ## a benchmark: make bench NAME=throughput
 	python -m bench $(NAME) $(ARGS)
 
 .PHONY: docs
-docs: $(READY) ## regenerate docs/configuration.md from the settings, docs/cli.md from the commands
+docs: $(READY) ## regenerate docs/configuration.md, docs/metrics.md and docs/cli.md from settings, metrics and commands
 	python docs/generate_configuration.py
+	python docs/generate_metrics.py
 	typer stafett.cli.app utils docs --name stafett --title Commands --output docs/cli.md
 
 .PHONY: record-demo
