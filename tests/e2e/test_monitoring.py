@@ -109,6 +109,11 @@ def test_rules_and_dashboard_ask_only_for_what_the_parts_show(series: Series) ->
     assert not wrong, json.dumps(wrong, indent=2)
 
 
+def test_no_label_grows_with_what_is_pulled_or_from_whom(series: Series) -> None:
+    labels = {label for name in series.keys() - OF_PROMETHEUS.keys() for label in series[name]}
+    assert labels == {"kind", "source", "outcome", "reason", "blob", "state", "answer", "le"}
+
+
 @pytest.mark.parametrize(
     "typo",
     [
@@ -236,11 +241,15 @@ class Prometheus:
         return {each["labels"]["alertname"] for each in self.ask("alerts")["alerts"] if each["state"] == "firing"}
 
 
+@pytest.fixture(scope="module")
+def prometheus(monitored: Monitored, tmp_path_factory: pytest.TempPathFactory) -> Prometheus:
+    return Prometheus(monitored, tmp_path_factory.mktemp("prometheus"))
+
+
 @pytest.mark.needs_program("prometheus")
 def test_prometheus_scrapes_a_live_cluster_and_an_alert_fires_when_a_node_is_killed(
-    monitored: Monitored, tmp_path: Path
+    monitored: Monitored, prometheus: Prometheus
 ) -> None:
-    prometheus = Prometheus(monitored, tmp_path)
     wait_until(lambda: prometheus.health() == ["up"] * 5, "all parts are scraped")
     wait_until(lambda: prometheus.value('max(stafett_tracker_nodes{state="ready"})') == 2, "two nodes are ready")
     evaluated = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
@@ -261,3 +270,17 @@ def test_prometheus_scrapes_a_live_cluster_and_an_alert_fires_when_a_node_is_kil
     for host, port in zip(monitored.hosts, monitored.metrics_ports["node"], strict=True):
         monitored.cluster.start_node(host, {"metrics_port": port})
     wait_until(lambda: prometheus.firing() == set(), "the alert ends when the node is back")
+
+
+@pytest.mark.needs_program("prometheus")
+def test_alerts_fire_while_redis_or_the_trackers_are_away(monitored: Monitored, prometheus: Prometheus) -> None:
+    cluster = monitored.cluster
+    assert cluster.redis is not None
+    cluster.redis.kill()
+    wait_until(lambda: "StafettRedisAway" in prometheus.firing(), "the alert for Redis fires")
+    cluster.trackers[0].process.kill()
+    gone = {"StafettTrackersGone", "StafettTrackerUnreached"}
+    wait_until(lambda: gone <= prometheus.firing(), "the alerts for trackers fire")
+    cluster.start_redis()
+    cluster.start_tracker({"metrics_port": monitored.metrics_ports["tracker"][0]}, port=cluster.trackers[0].port)
+    wait_until(lambda: prometheus.firing() == set(), "all alerts end")
