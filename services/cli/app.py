@@ -9,6 +9,7 @@ import typer
 
 from stafett.cli.configure.distros import DistroName
 from stafett.cli.configure.hosts_toml import Gateway
+from stafett.cli.kubernetes.commands import app as kubernetes
 from stafett.cli.pull import own_platform
 from stafett.cli.store_choice import StoreChoice
 from stafett.common.errors import StartupFailed
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(kubernetes, name="kubernetes", rich_help_panel="Operate")
 _SERVICE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 TrackerTarget = Annotated[
     str,
@@ -177,7 +179,7 @@ def doctor(
 
 @app.command(rich_help_panel="Operate")
 def drain(
-    node_id: Annotated[str, typer.Argument(help="Node as listed by stafett nodes.")],
+    node_id: Annotated[str, typer.Argument(envvar="STAFETT_NODE_NODE_ID", help="Node as listed by stafett nodes.")],
     undo: Annotated[bool, typer.Option("--undo", help="Put it back into service.")] = False,
     tracker: TrackerTarget = "ipv4:127.0.0.1:7460",
 ) -> None:
