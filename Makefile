@@ -102,6 +102,24 @@ record-demo: $(READY) ## play the demo and draw docs/demo.svg of it
 lock: ## pin all dependencies with hashes in requirements/
 	uv export -q --all-extras --no-emit-project --no-header --no-annotate -o requirements/dev.txt
 	@rm -f uv.lock
+	@$(MAKE) -s lock-image
+
+PIN := uv pip compile -q --universal --generate-hashes --no-header --no-annotate --no-emit-index-url -c requirements/dev.txt
+.PHONY: lock-image
+lock-image: ## the same pins for the image: what runs in it, and what builds its wheel
+	$(PIN) pyproject.toml -o requirements/run.txt
+	sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | $(PIN) - -o requirements/build.txt
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+DOCKER ?= docker
+comma := ,
+.PHONY: image
+image: ## the container image, and its size (BASE=image:tag; CA_BUNDLE=file, PIP_CONF=file for a private package index)
+	DOCKER_BUILDKIT=1 $(DOCKER) build -f deploy/Dockerfile -t stafett:$(VERSION) \
+	  --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+	  $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(CA_BUNDLE),"--secret=id=ca_bundle$(comma)src=$(CA_BUNDLE)") \
+	  $(if $(PIP_CONF),"--secret=id=pip_conf$(comma)src=$(PIP_CONF)") $(ARGS) .
+	@$(DOCKER) image inspect -f '{{.Size}}' stafett:$(VERSION) | awk '{printf "stafett:$(VERSION): %.0f MB\n", $$1 / 1e6}'
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 .PHONY: deps-e2e

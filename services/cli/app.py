@@ -8,12 +8,10 @@ from typing import Annotated
 import typer
 
 from stafett.cli.configure.distros import DistroName
-from stafett.cli.configure.hosts_toml import Gateway
+from stafett.cli.host_platform import own_platform
 from stafett.cli.kubernetes.commands import app as kubernetes
-from stafett.cli.pull import own_platform
 from stafett.cli.store_choice import StoreChoice
 from stafett.common.errors import StartupFailed
-from stafett.common.service import version
 
 app = typer.Typer(
     help="Stafett hands container images from node to node inside a containerd cluster.",
@@ -57,6 +55,18 @@ def gateway(context: typer.Context) -> None:
     from stafett.gateway.app import main as run
 
     raise typer.Exit(run(context.args))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel="Services")
+def healthy(context: typer.Context) -> None:
+    """Say whether a part in this container serves: exit code 0 or 1. For health checks.
+
+    The part and its options are arguments, "healthy node --listen-port 7461"; without any it is the one that the
+    container's first process runs. STAFETT_TRACKER_*, STAFETT_NODE_* and STAFETT_GATEWAY_* are read as the part does.
+    """
+    from stafett.cli.healthy import run_healthy
+
+    raise typer.Exit(run_healthy(context.args))
 
 
 @app.command(rich_help_panel="Look")
@@ -143,6 +153,7 @@ def configure(
 ) -> None:
     """Write containerd's mirror files so that these registries, and no others, are pulled through the gateway."""
     from stafett.cli.configure.command import Wanted, registries_of, run_configure
+    from stafett.cli.configure.hosts_toml import Gateway
 
     if not registry and not remove:
         raise typer.BadParameter("name at least one, or use --remove", param_hint="--registry")
@@ -192,6 +203,8 @@ def drain(
 @app.command("version", rich_help_panel="Look")
 def show_version() -> None:
     """Print the version."""
+    from stafett.common.service import version
+
     typer.echo(version())
 
 
