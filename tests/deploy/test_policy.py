@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from stafett.cli.trackers import CALL_SECONDS
+from stafett.gateway.settings import GatewaySettings
+from stafett.node.settings import NodeSettings
 from tests.deploy.rendering import FAST, REPOSITORY, Chart, Object, container, containers, environment, named, pods
 
 ROOT = {"DaemonSet/stafett-host/node", "DaemonSet/stafett-host/configure", "DaemonSet/stafett-cleanup/configure"}
@@ -154,10 +157,15 @@ def test_the_cluster_is_open_for_reading_nodes_only(
     assert rules == ([{"apiGroups": [""], "resources": ["nodes"], "verbs": verbs}] if verbs else [])
 
 
-def test_the_pod_outlives_the_drain(chart: Chart, usual: list[Object]) -> None:
+def test_the_pod_outlives_the_drain(usual: list[Object]) -> None:
     pod = named(usual, "DaemonSet", "stafett-host")["spec"]["template"]["spec"]
     assert pod["priorityClassName"] == "system-node-critical"
     assert pod["tolerations"] == [{"operator": "Exists"}]
+    longest = max(
+        NodeSettings.model_fields["drain_grace_seconds"].default,
+        GatewaySettings.model_fields["stop_grace_seconds"].default,
+    )
+    assert pod["terminationGracePeriodSeconds"] >= longest + CALL_SECONDS
     assert container(usual, "DaemonSet/stafett-host/node")["lifecycle"]["preStop"]["exec"]["command"] == [
         "stafett",
         "drain",
