@@ -208,7 +208,9 @@ class Content:
             own.close()
 
     async def _peer_blob(self, request: Request, digest: Digest, exchange: Exchange) -> Outcome:
-        found = await self._sourcing.find(digest, receiving=request.receiving, image=request.path.image)
+        found = await self._sourcing.find(
+            digest, receiving=request.receiving, ranged=request.range is not None, image=request.path.image
+        )
         if found is None:
             raise BlobUnknown(digest)
         sources, size = found

@@ -56,6 +56,10 @@ class Locator:
         """Whether the last call was answered."""
         return self._clock() >= self._rest_until
 
+    def rest(self) -> None:
+        """Leave the trackers alone for a moment: they have just not answered."""
+        self._rest_until = self._clock() + TRACKER_REST_SECONDS
+
     async def locate(self, digests: Sequence[Digest], *, fresh: bool = False) -> Mapping[Digest, tuple[Holder, ...]]:
         """Find holders of each digest, from memory where that is recent (`fresh` forbids that) or all there is."""
         wanted = [digest for digest in digests if fresh or not self._is_fresh(digest)]
@@ -92,7 +96,7 @@ class Locator:
         try:
             located = await self._tracker.locate(digests)
         except StafettError as error:
-            self._rest_until = self._clock() + TRACKER_REST_SECONDS
+            self.rest()
             log.warning("locate_failed", reason=str(error))
             return
         finally:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 import structlog
 
@@ -164,7 +165,8 @@ class Transfer:
 
     def _start(self, candidate: Candidate, race: _Race) -> None:
         wanted = Wanted(self._digest, self._size_bytes, self._position, self._end - self._position)
-        stream = Stream(candidate, wanted, self._relay.book, self._relay.reader, self._relay.stall_timeout_seconds)
+        relay, unwanted = self._relay, partial(self._sources.wants_to_leave, candidate)
+        stream = Stream(candidate, wanted, relay.book, relay.reader, relay.stall_timeout_seconds, unwanted)
         race[asyncio.ensure_future(stream.first())] = stream
 
     def _hedge(self, race: _Race, *, overdue: bool) -> None:

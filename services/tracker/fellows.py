@@ -53,7 +53,10 @@ class Fellows:
         try:
             while True:
                 with contextlib.suppress(Unavailable):
+                    before = self._live
                     self._live = tuple(map(str, await self._link.run("meet_fellows", _KEYS, [self._own, LIVE_MS])))
+                    for gone in self._channels.keys() - {*self._live, *before}:
+                        await self._channels.pop(gone).close()
                 await asyncio.sleep(SIGN_SECONDS)
         finally:
             for channel in self._channels.values():

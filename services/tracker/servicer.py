@@ -12,13 +12,14 @@ from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
 from stafett.common import wire
 from stafett.common.digest import Digest
 from stafett.common.errors import NodeUnknown, RequestInvalid, Unavailable
+from stafett.common.relaying import Fetch, Refused, Wait
 from stafett.tracker import requests
 from stafett.tracker.fellows import Fellows
 from stafett.tracker.liveness import Event
 from stafett.tracker.lookup import Lookup
 from stafett.tracker.membership import Membership, WatchStep
 from stafett.tracker.outcomes import Outcomes
-from stafett.tracker.relay_decision import Answer, Fetch, Follow, Refused, Wait
+from stafett.tracker.relay_decision import Answer, Follow
 from stafett.tracker.relays import Relays
 from stafett.tracker.session import NodeSession, SessionParts
 
