@@ -34,9 +34,7 @@ def _render(helm: str, *options: str) -> str:
 
 def main() -> None:
     """Write the files."""
-    if ALERTS.exists():
-        ALERTS_COPY.parent.mkdir(exist_ok=True)
-        ALERTS_COPY.write_text(ALERTS.read_text())
+    ALERTS_COPY.write_text(ALERTS.read_text())
     for path, text in rendered(sys.argv[1]).items():
         path.write_text(text)
 
