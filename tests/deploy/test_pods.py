@@ -149,9 +149,9 @@ def nodes(installed: Pods) -> dict[str, Mapping[str, Any]]:
 def test_the_parts_meet_under_the_chart_s_certificates_and_a_host_drains_before_it_stops(installed: Pods) -> None:
     (installed.mounts(NODE)["/run/stafett"] / "STAFETT_NODE_ZONE").write_text("z7")
     installed.start(TRACKER)
-    assert not installed.probe(TRACKER, "readinessProbe")
+    assert not installed.probe(TRACKER, "startupProbe")
     installed.start(REDIS)
-    until("tracker ready", lambda: installed.probe(TRACKER, "readinessProbe"))
+    until("tracker ready", lambda: installed.probe(TRACKER, "startupProbe"))
     installed.start(NODE)
     installed.start(GATEWAY)
     until("host listed", lambda: nodes(installed).get("host-1", {}).get("state") == "ready")

@@ -89,16 +89,18 @@ def test_what_serves_is_probed(everything: list[Object]) -> None:
 
 def test_nothing_that_needs_redis_or_trackers_kills_a_pod(everything: list[Object]) -> None:
     probes = {
-        name: found[probe]
+        f"{name} {probe}": found[probe]
         for name, found in containers(everything)
         for probe in ("livenessProbe", "startupProbe")
         if probe in found and "redis" not in name
     }
-    assert probes["Deployment/stafett-tracker/tracker"]["tcpSocket"] == {"port": 7460}
-    assert probes["DaemonSet/stafett-host/node"]["tcpSocket"] == {"port": 7461}
+    assert probes["Deployment/stafett-tracker/tracker livenessProbe"]["tcpSocket"] == {"port": 7460}
+    startup = probes["Deployment/stafett-tracker/tracker startupProbe"]
+    assert startup["failureThreshold"] * startup["periodSeconds"] >= 24 * 3600
+    assert probes["DaemonSet/stafett-host/node livenessProbe"]["tcpSocket"] == {"port": 7461}
     # The gateway says "ok" here whatever it can reach: tests/integration/gateway asks it without tracker and node.
-    assert probes["DaemonSet/stafett-host/gateway"]["httpGet"]["path"] == "/healthz"
-    assert len(probes) == 3
+    assert probes["DaemonSet/stafett-host/gateway livenessProbe"]["httpGet"]["path"] == "/healthz"
+    assert len(probes) == 4
 
 
 def numbers(value: Any) -> set[int]:
