@@ -50,6 +50,14 @@ soak: $(READY) ## half an hour of faults under load, then ten minutes of load wi
 	STAFETT_SOAK_SECONDS=1800 STAFETT_CALM_SECONDS=600 STAFETT_SOAK_LOGS=.build/soak-logs \
 	  python -m pytest -s tests/chaos/test_soak.py tests/chaos/test_no_false_suspicion.py $(ARGS)
 
+.PHONY: compose-demo
+compose-demo: ## start the cluster of docker-compose.yml, pull, kill a host, and check each step
+	@python3 deploy/compose/walk.py
+
+.PHONY: e2e-compose
+e2e-compose: $(READY) ## the same with a Docker engine and images of the test's own, and more (root; make deps-compose)
+	python -m pytest -m compose tests/compose $(ARGS)
+
 .PHONY: lint
 lint: $(READY) ## formatting, lint, types, import contracts
 	ruff format --check .
