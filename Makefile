@@ -139,3 +139,7 @@ deps-e2e: ## install what the end-to-end tests need (Debian packages), without s
 	$(SUDO) apt-get update -q
 	$(SUDO) sh -ec '[ -e $(POLICY) ] || { trap "rm -f $(POLICY)" EXIT; printf "#!/bin/sh\nexit 101\n" >$(POLICY); chmod +x $(POLICY); }; \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(E2E_PACKAGES)'
+
+.PHONY: deps-compose
+deps-compose: ## install what make e2e-compose needs (Debian packages), in the same way
+	@$(MAKE) deps-e2e E2E_PACKAGES="docker.io docker-compose debootstrap iproute2"

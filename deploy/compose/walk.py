@@ -24,6 +24,7 @@ START_SECONDS = 300.0
 PATIENCE_SECONDS = 60.0
 INGESTS = "/var/lib/containerd/io.containerd.content.v1.content/ingest"
 METRICS = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:7462/metrics').read().decode())"
+PARTS = {"stafett-gateway", "stafett-tracker", "stafett-node"}
 BLOB = re.compile(r'"GET (/v2/\S+/blobs/sha256:\S+) HTTP/1.1" 2\d\d')
 
 
@@ -90,7 +91,7 @@ class Cluster:
 
     def unhealthy(self) -> list[str]:
         """Running services that have a health check and do not pass it, and services that have ended badly."""
-        ids = self.run("ps", "-q").split()
+        ids = self.run("ps", "-a", "-q").split()
         found = json.loads(docker("inspect", *ids))
         return sorted(
             each["Config"]["Labels"]["com.docker.compose.service"]
@@ -188,13 +189,10 @@ def show_trace(cluster: Cluster) -> None:
 
 
 def complete_trace(address: str) -> str:
-    """Id of a trace that all three parts had spans in; empty if there is none yet."""
-    services = [name for name in ask(f"{address}/api/services") or () if "gateway" in name]
-    for service in services:
-        for trace in ask(f"{address}/api/traces?service={service}&limit=100"):
-            names = " ".join(process["serviceName"] for process in trace["processes"].values())
-            if all(part in names for part in ("gateway", "tracker", "node")):
-                return str(trace["traceID"])
+    """Id of a trace that all three parts have spans in; empty if there is none yet."""
+    for trace in ask(f"{address}/api/traces?service=stafett-gateway&limit=100"):
+        if {process["serviceName"] for process in trace["processes"].values()} >= PARTS:
+            return str(trace["traceID"])
     return ""
 
 
