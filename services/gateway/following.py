@@ -15,6 +15,7 @@ from stafett.common.cluster import Holder, Node
 from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, StafettError, Unavailable
 from stafett.common.topology import Tier, tier_between
+from stafett.gateway import pull_trace
 from stafett.gateway.ports import (
     Receiving,
     RelayAnswer,
@@ -131,9 +132,11 @@ class TreeSources:
             return self._candidate(answer)
         if isinstance(answer, RelayFetch):
             self._fetching = True
+            pull_trace.event("stafett.claim", offset=self.position)
             self._seats.fetch(self._digest, self._state.size_bytes, self.position, answer.token)
         elif isinstance(answer, RelayRefused):
             log.info("not_relayed", digest=str(self._digest), reason=answer.reason)
+            pull_trace.event("stafett.claim_refused", reason=answer.reason)
         raise BlobUnknown(self._digest)
 
     async def _note_ancestors(self, answer: RelayFollow) -> None:
@@ -158,6 +161,7 @@ class TreeSources:
                 await self._note_ancestors(answer)
                 if answer.node.id != serving:
                     log.info("parent_changed", digest=str(self._digest), old=serving, new=answer.node.id)
+                    pull_trace.event("stafett.parent_changed", holder=answer.node.id)
                     self._better = self._candidate(answer)
 
     def _told(self, phase: RelayPhase) -> RelayAsk:

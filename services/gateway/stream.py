@@ -7,9 +7,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from opentelemetry import trace
+
 from stafett.common.blob_codec import BlobInfo, Waiting
 from stafett.common.digest import Digest
 from stafett.common.errors import Unavailable
+from stafett.gateway import pull_trace
 from stafett.gateway.pace import Pace
 from stafett.gateway.peer_book import PeerBook
 from stafett.gateway.ports import PeerReader
@@ -35,9 +38,16 @@ class Stream:
     """An asynchronous iterator of pieces, on its peer's page while it is open. Always `aclose` it."""
 
     def __init__(
-        self, candidate: Candidate, wanted: Wanted, book: PeerBook, reader: PeerReader, stall_floor_seconds: float
+        self,
+        candidate: Candidate,
+        wanted: Wanted,
+        book: PeerBook,
+        reader: PeerReader,
+        stall_floor_seconds: float,
+        attempt: int = 1,
     ) -> None:
         self.candidate = candidate
+        self.span = pull_trace.attempt(candidate, wanted.digest, wanted.size_bytes, wanted.offset, attempt)
         self.pace = Pace(stall_floor_seconds)
         self.first_byte_seconds: float | None = None
         self._wanted = wanted
@@ -45,6 +55,7 @@ class Stream:
         self._page = book.of(candidate.node)
         self._reader = reader
         self._opened_at = book.clock()
+        self._received_bytes = 0
         self._pieces = self._run()
 
     @property
@@ -69,10 +80,16 @@ class Stream:
 
     async def aclose(self) -> None:
         """End the stream."""
-        await self._pieces.aclose()
+        try:
+            await self._pieces.aclose()
+        finally:
+            if self.span.is_recording():
+                self.span.set_attribute("stafett.received", self._received_bytes)
+                self.span.end()
 
     def lost_race(self) -> None:
         """Note that its first byte has not come by now, when another holder's has."""
+        self.span.set_attribute("stafett.reason", "lost_race")
         self._page.first_byte_missing(self.age_seconds, self._book.clock())
 
     async def _run(self) -> AsyncGenerator[memoryview, None]:
@@ -84,6 +101,7 @@ class Stream:
             self._page.stream_succeeded()
         except TimeoutError as error:
             self._page.stream_failed(self._book.clock())
+            pull_trace.stalled(self.span, self.pace.stall_seconds)
             raise Unavailable(self.candidate.node.id, STALLED) from error
         except Unavailable as error:
             if error.reason != WAITED:
@@ -96,7 +114,8 @@ class Stream:
         wanted, node_id = self._wanted, self.candidate.node.id
         left = wanted.length
         follow = self.candidate.growing
-        reading = self._reader.read(self.candidate.node, wanted.digest, wanted.offset, wanted.length, follow=follow)
+        with trace.use_span(self.span):  # the call is made here; the span is not current when this generator yields
+            reading = self._reader.read(self.candidate.node, wanted.digest, wanted.offset, wanted.length, follow=follow)
         async with aclosing(reading) as frames:
             asked_at = self._book.clock()
             while left > 0:
@@ -119,6 +138,7 @@ class Stream:
                     asked_at = self._book.clock()
 
     def _note(self, size_bytes: int, waited_seconds: float) -> None:
+        self._received_bytes += size_bytes
         if self.first_byte_seconds is None:
             self.first_byte_seconds = self.age_seconds
             self._page.first_byte_came(self.age_seconds, self._book.clock())
