@@ -22,12 +22,14 @@ Metadata = tuple[tuple[str, str], ...]
 _ANSWERS = (grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND)
 """Not to have something is no error here."""
 _STATUS = "rpc.response.status_code"
+_FINE = {_STATUS: grpc.StatusCode.OK.name}
+"""Until something else is noted."""
 _PACKAGE = "stafett.api.v1"
 
 
 def rpc_attributes(method: str) -> dict[str, str]:
-    """Describe a call of "package.Service/Method", by the semantic conventions; OK until something else is noted."""
-    return {"rpc.system.name": "grpc", "rpc.method": method, _STATUS: grpc.StatusCode.OK.name}
+    """Describe a call of "package.Service/Method", by the semantic conventions."""
+    return {"rpc.system.name": "grpc", "rpc.method": method}
 
 
 def carried() -> Metadata | None:
@@ -52,7 +54,7 @@ def traced_call(method: str, *, wanted: bool = True) -> Iterator[Metadata | None
     with TRACER.start_as_current_span(
         name,
         kind=SpanKind.CLIENT,
-        attributes=rpc_attributes(name),
+        attributes={**rpc_attributes(name), **_FINE},
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
@@ -92,7 +94,8 @@ class _ContinueTraces(grpc.aio.ServerInterceptor):
         if task is not None and "traceparent" in headers:
             method = handler_call_details.method.removeprefix("/")
             parent = continued(headers)
-            span = TRACER.start_span(method, parent, kind=SpanKind.SERVER, attributes=rpc_attributes(method))
+            attributes = {**rpc_attributes(method), **_FINE}
+            span = TRACER.start_span(method, parent, kind=SpanKind.SERVER, attributes=attributes)
             context.attach(trace.set_span_in_context(span))
             task.add_done_callback(lambda ended: _end(span, cancelled=ended.cancelled()))
         return await continuation(handler_call_details)

@@ -52,7 +52,7 @@ class PullTraces:
         }
         token = context.attach(for_pull(continued(headers)))
         try:
-            with TRACER.start_as_current_span(method, kind=SpanKind.SERVER, attributes=attributes):
+            with TRACER.start_as_current_span(method, kind=SpanKind.SERVER, attributes=_stated(attributes)):
                 await self._app(scope, receive, send)
         finally:
             context.detach(token)
@@ -77,9 +77,8 @@ def answered(status: int, headers: Mapping[str, str]) -> Mapping[str, str]:
     span.set_attribute("http.response.status_code", status)
     if status < 300:
         size = headers.get("Content-Range", "").rpartition("/")[2] or headers["Content-Length"]
-        span.set_attribute("stafett.size", int(size))
-        span.set_attribute("stafett.source", headers.get("Stafett-Source", ""))
-        span.set_attribute("stafett.holder", headers.get("Stafett-Node", ""))
+        source, holder = headers.get("Stafett-Source", ""), headers.get("Stafett-Node", "")
+        span.set_attributes(_stated({"stafett.size": int(size), "stafett.source": source, "stafett.holder": holder}))
     elif status >= 500:
         span.set_attribute("error.type", str(status))
         span.set_status(Status(StatusCode.ERROR))
@@ -114,7 +113,7 @@ def attempt(candidate: Candidate, digest: Digest, size_bytes: int, offset: int, 
         "stafett.source": SOURCE_OF_TIER[candidate.tier],
         "stafett.growing": candidate.growing,
     }
-    return TRACER.start_span(method, kind=SpanKind.CLIENT, attributes=attributes)
+    return TRACER.start_span(method, kind=SpanKind.CLIENT, attributes=_stated(attributes))
 
 
 def stalled(attempt_span: Span, silent_seconds: float) -> None:
@@ -126,7 +125,7 @@ def failover(attempt_span: Span, holder: str, reason: str, details: str, offset:
     """Note that a holder was left, at which byte; the trace is exported, sampled or not."""
     if not recording():
         return
-    attempt_span.set_attribute("stafett.reason", reason)
+    attempt_span.set_attributes({"stafett.reason": reason, "error.type": reason})
     attempt_span.set_status(Status(StatusCode.ERROR, details))
     event("stafett.failover", holder=holder, reason=reason, offset=offset)
     pull = pull_of()
@@ -139,3 +138,8 @@ def event(name: str, **attributes: AttributeValue) -> None:
     span = trace.get_current_span()
     if span.is_recording():
         span.add_event(name, {f"stafett.{key}": value for key, value in attributes.items()})
+
+
+def _stated(attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+    """Leave out what is not known."""
+    return {name: value for name, value in attributes.items() if value != ""}
