@@ -30,6 +30,8 @@ class Pulled:
     seconds: float
     bytes_by_source: Mapping[str, int]
     longest_gap_seconds: float
+    trace_id: str
+    """Where to find the pull among the traces; empty where no gateway makes any."""
 
 
 def own_platform() -> str:
@@ -85,6 +87,7 @@ async def pull(
         time.monotonic() - started_at,
         dict(tally.bytes_by_source),
         tally.longest_gap_seconds,
+        tally.trace_id,
     )
 
 

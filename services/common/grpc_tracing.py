@@ -63,6 +63,9 @@ def traced_call(method: str, *, wanted: bool = True) -> Iterator[Metadata | None
         except grpc.aio.AioRpcError as error:
             note_status(span, error.code(), error.details() or "")
             raise
+        except asyncio.CancelledError:
+            span.set_attribute(_STATUS, grpc.StatusCode.CANCELLED.name)
+            raise
 
 
 def note_status(span: trace.Span, code: grpc.StatusCode, details: str) -> None:
@@ -97,11 +100,12 @@ class _ContinueTraces(grpc.aio.ServerInterceptor):
             attributes = {**rpc_attributes(method), **_FINE}
             span = TRACER.start_span(method, parent, kind=SpanKind.SERVER, attributes=attributes)
             context.attach(trace.set_span_in_context(span))
-            task.add_done_callback(lambda ended: _end(span, cancelled=ended.cancelled()))
+            task.add_done_callback(lambda ended: _end(span, cancelled=ended.cancelling() > 0))
         return await continuation(handler_call_details)
 
 
 def _end(span: trace.Span, *, cancelled: bool) -> None:
+    """End a call's span; gRPC swallows the cancellation of a call whose client has given up."""
     if cancelled:
         span.set_attribute(_STATUS, grpc.StatusCode.CANCELLED.name)
     span.end()
