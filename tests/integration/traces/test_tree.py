@@ -113,6 +113,10 @@ def test_a_pull_with_a_failover_is_one_tree_below_the_span_of_its_client(
     assert far.attributes["stafett.received"] == len(CONTENT) - received_before
 
 
+def not_sampled(trace_id: str) -> dict[str, str]:
+    return {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-00"}
+
+
 def test_of_pulls_that_are_not_sampled_one_with_a_failover_is_exported_and_who_took_over_tells_its_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,10 +125,9 @@ def test_of_pulls_that_are_not_sampled_one_with_a_failover_is_exported_and_who_t
         for name, value in {**received.environment, "OTEL_TRACES_SAMPLER": "parentbased_always_off"}.items():
             monkeypatch.setenv(name, value)
         with traced_cluster(tmp_path / "cluster") as traced:
-            crowded = {"traceparent": f"00-{plain}-{secrets.token_hex(8)}-00", "tracestate": f"x={'y' * 20_000}"}
-            answer, _ = traced.get(crowded, f"/v2/lib/app/blobs/sha256:{'0' * 64}?ns=reg.test")
+            answer, _ = traced.get(not_sampled(plain), f"/v2/lib/app/blobs/sha256:{'0' * 64}?ns=reg.test")
             assert (answer.status, answer.headers["Stafett-Trace-Id"]) == (404, plain)
-            traced.pull_with_failover({"traceparent": f"00-{failing}-{secrets.token_hex(8)}-00"})
+            traced.pull_with_failover(not_sampled(failing))
             spans = arrived(received, failing)
     [root] = [span for span in spans if span.name == ROOT]
     assert root.event("stafett.failover")["stafett.holder"] == "near"
