@@ -17,7 +17,6 @@ from stafett.common.blob_rpc import READ_METHOD
 from stafett.common.digest import Digest
 from stafett.common.grpc_tracing import rpc_attributes
 from stafett.common.tracing import TRACER, continued, for_pull, pull_of, recording
-from stafett.gateway.metrics import SOURCE_OF_TIER
 from stafett.gateway.request_path import ContentPath, Kind
 from stafett.gateway.selection import Candidate
 
@@ -77,18 +76,17 @@ def answered(status: int, headers: Mapping[str, str]) -> Mapping[str, str]:
     span.set_attribute("http.response.status_code", status)
     if status < 300:
         size = headers.get("Content-Range", "").rpartition("/")[2] or headers["Content-Length"]
-        source, holder = headers.get("Stafett-Source", ""), headers.get("Stafett-Node", "")
-        span.set_attributes(_stated({"stafett.size": int(size), "stafett.source": source, "stafett.holder": holder}))
+        span.set_attributes(_stated({"stafett.size": int(size), "stafett.holder": headers.get("Stafett-Node", "")}))
     elif status >= 500:
         span.set_attribute("error.type", str(status))
         span.set_status(Status(StatusCode.ERROR))
     return {**headers, TRACE_HEADER: trace.format_trace_id(span.get_span_context().trace_id)}
 
 
-def ended(outcome: str, *, cut: bool) -> None:
-    """Note how an exchange ended; `cut`: with bytes missing."""
+def ended(outcome: str, source: str, *, cut: bool) -> None:
+    """Note how an exchange ended, and where its last bytes came from; `cut`: with some missing."""
     span = trace.get_current_span()
-    span.set_attribute("stafett.outcome", outcome)
+    span.set_attributes({"stafett.outcome": outcome, "stafett.source": source})
     if cut:
         span.set_attribute("error.type", outcome)
         span.set_status(Status(StatusCode.ERROR, "nobody had the rest"))
@@ -110,7 +108,7 @@ def attempt(candidate: Candidate, digest: Digest, size_bytes: int, offset: int, 
         "stafett.attempt": number,
         "stafett.holder": node.id,
         "stafett.zone": node.topology.zone,
-        "stafett.source": SOURCE_OF_TIER[candidate.tier],
+        "stafett.tier": candidate.tier.name.lower(),
         "stafett.growing": candidate.growing,
     }
     return TRACER.start_span(method, kind=SpanKind.CLIENT, attributes=_stated(attributes))

@@ -53,7 +53,7 @@ def arrived(received: Collector, trace_id: str) -> list[Received]:
 def failover_is_told(traced: TracedCluster, root: Received) -> None:
     """The span of the request, its answer, and the log say the same of the failover."""
     failover = root.event("stafett.failover")
-    assert (failover["stafett.holder"], failover["stafett.reason"]) == ("near", "Unavailable")
+    assert (failover["stafett.holder"], failover["stafett.reason"]) == ("near", "broken")
     lines = [json.loads(line) for line in traced.gateway_log.splitlines()]
     [left] = [line for line in lines if line["event"] == "holder_left"]
     assert (left["trace_id"], left["span_id"]) == (root.trace_id, root.span_id)
@@ -94,8 +94,8 @@ def test_a_pull_with_a_failover_is_one_tree_below_the_span_of_its_client(
     assert root.attributes["stafett.digest"] == str(D)
     assert root.attributes["stafett.image"] == "reg.test/lib/app"
     assert root.attributes["stafett.size"] == len(CONTENT)
-    assert (root.attributes["stafett.holder"], root.attributes["stafett.source"]) == ("near", "peer_rack")
-    assert root.attributes["stafett.outcome"] == "hit"
+    assert root.attributes["stafett.holder"] == "near", "who sent the first bytes"
+    assert (root.attributes["stafett.outcome"], root.attributes["stafett.source"]) == ("hit", "peer_region")
     assert root.event("stafett.located") == {"stafett.holders": 1}
     assert not root.failed
 
@@ -105,7 +105,8 @@ def test_a_pull_with_a_failover_is_one_tree_below_the_span_of_its_client(
     assert (near.attributes["stafett.attempt"], far.attributes["stafett.attempt"]) == (1, 2)
     assert (near.attributes["stafett.holder"], far.attributes["stafett.holder"]) == ("near", "far")
     assert (near.attributes["stafett.zone"], far.attributes["stafett.zone"]) == ("a", "b")
-    assert near.attributes["stafett.reason"] == "Unavailable"
+    assert (near.attributes["stafett.tier"], far.attributes["stafett.tier"]) == ("rack", "region")
+    assert near.attributes["stafett.reason"] == near.attributes["error.type"] == "broken"
     received_before = near.attributes["stafett.received"]
     assert isinstance(received_before, int)
     assert received_before > 0

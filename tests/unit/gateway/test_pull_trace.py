@@ -13,9 +13,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.util.types import AttributeValue
 
 from stafett.common.errors import BlobUnknown
+from stafett.common.relaying import Fetch, Refused
 from stafett.gateway import pull_trace
 from stafett.gateway.byte_range import Span
-from stafett.gateway.ports import RelayFetch, RelayRefused
 from stafett.gateway.transfer import Transfer
 from tests.unit.gateway import test_following, test_relay
 from tests.unit.gateway.cluster import CHUNK, Script
@@ -117,12 +117,12 @@ async def test_a_client_that_hangs_up_ends_the_attempt_without_a_failure(traced:
 @pytest.mark.parametrize(
     ("answer", "event", "told"),
     [
-        (RelayFetch(7), "stafett.claim", {"stafett.offset": 0}),
-        (RelayRefused("overdue"), "stafett.claim_refused", {"stafett.reason": "overdue"}),
+        (Fetch(7), "stafett.claim", {"stafett.offset": 0}),
+        (Refused("overdue"), "stafett.claim_refused", {"stafett.reason": "overdue"}),
     ],
 )
 async def test_a_claim_granted_or_refused_is_an_event(
-    traced: Traced, answer: RelayFetch | RelayRefused, event: str, told: dict[str, object]
+    traced: Traced, answer: Fetch | Refused, event: str, told: dict[str, object]
 ) -> None:
     async with test_following.bed({}, [answer]) as parts:
         parts.own.states = [None]
