@@ -20,6 +20,7 @@ from grpc_health.v1.health import aio as health_aio
 from stafett.common.cluster import Address
 from stafett.common.errors import StartupFailed
 from stafett.common.grpc_errors import ErrorInterceptor
+from stafett.common.grpc_tracing import server_interceptors
 
 # gRPC's core writes lines of its own to standard error, not in our format; errors reach us as exceptions.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -94,7 +95,7 @@ def new_server(
     Beyond `max_concurrent_rpcs` calls are refused with RESOURCE_EXHAUSTED.
     """
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()],
+        interceptors=[*server_interceptors(), ErrorInterceptor()],
         options=_SERVER_OPTIONS,
         maximum_concurrent_rpcs=max_concurrent_rpcs,
     )

@@ -17,8 +17,9 @@ from stafett.common.backoff import backoff_seconds
 from stafett.common.cluster import Holder, Node
 from stafett.common.digest import Digest
 from stafett.common.errors import DigestInvalid, ManifestUnknown, Unavailable
+from stafett.common.grpc_tracing import traced_call
 from stafett.common.grpc_transport import CONTROL_DEADLINE_SECONDS
-from stafett.common.relaying import Fetch, Left, Refused, Wait
+from stafett.common.relaying import Fetch, Left, Phase, Refused, Wait
 from stafett.gateway.ports import (
     PeerTally,
     RelayAnswer,
@@ -69,7 +70,8 @@ class GrpcTracker:
     async def _locate_once(self, request: tracker_pb2.LocateRequest) -> tracker_pb2.LocateResponse:
         for tries_left in reversed(range(CALL_TRIES)):
             try:
-                return await self._stub.Locate(request, timeout=CALL_SECONDS)
+                with traced_call("TrackerService/Locate") as metadata:
+                    return await self._stub.Locate(request, timeout=CALL_SECONDS, metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 _raise_unless_retriable(error, tries_left)
         raise AssertionError("the last try returns or raises")
@@ -93,7 +95,8 @@ class GrpcTracker:
         )
         for tries_left in reversed(range(CALL_TRIES)):
             try:
-                answer = await self._stub.Relay(request, timeout=RELAY_SECONDS)
+                with traced_call("TrackerService/Relay", wanted=ask.phase is Phase.ENTER) as metadata:
+                    answer = await self._stub.Relay(request, timeout=RELAY_SECONDS, metadata=metadata)
                 return _relay_answer(answer), answer.again_after_ms / 1000
             except grpc.aio.AioRpcError as error:
                 _raise_unless_retriable(error, tries_left)
@@ -104,7 +107,8 @@ class GrpcTracker:
         request = tracker_pb2.ResolveTagRequest(name=name)
         for tries_left in reversed(range(CALL_TRIES)):
             try:
-                answer = await self._stub.ResolveTag(request, timeout=TAG_SECONDS)
+                with traced_call("TrackerService/ResolveTag") as metadata:
+                    answer = await self._stub.ResolveTag(request, timeout=TAG_SECONDS, metadata=metadata)
                 return TagTarget(
                     Digest.parse(answer.target_digest),
                     answer.target_media_type,

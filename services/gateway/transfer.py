@@ -26,6 +26,7 @@ from stafett.common.errors import (
     StafettError,
     Unavailable,
 )
+from stafett.gateway import pull_trace
 from stafett.gateway.byte_range import Span
 from stafett.gateway.metrics import FailoverReason
 from stafett.gateway.relay import Relay
@@ -77,6 +78,7 @@ class Transfer:
         self._running = RunningDigest(prefix) if prefix or span.length == size_bytes else None
         self._contributors: dict[str, Node] = {}
         self._slow_switches = 0
+        self._attempts = 0
         self.served_by: Candidate | None = None
         self.spoilt = False
 
@@ -144,6 +146,7 @@ class Transfer:
                         piece = task.result()
                     except _HOLDER_FAILED as error:
                         self._note_failure(stream, error)
+                        await stream.aclose()
                         continue
                     if not stream.candidate.growing:
                         hedging.observe(max(each.age_seconds for each in (stream, *race.values())))
@@ -165,8 +168,11 @@ class Transfer:
 
     def _start(self, candidate: Candidate, race: _Race) -> None:
         wanted = Wanted(self._digest, self._size_bytes, self._position, self._end - self._position)
+        self._attempts += 1
         relay, unwanted = self._relay, partial(self._sources.wants_to_leave, candidate)
-        stream = Stream(candidate, wanted, relay.book, relay.reader, relay.stall_timeout_seconds, unwanted)
+        stream = Stream(
+            candidate, wanted, relay.book, relay.reader, relay.stall_timeout_seconds, unwanted, self._attempts
+        )
         race[asyncio.ensure_future(stream.first())] = stream
 
     def _hedge(self, race: _Race, *, overdue: bool) -> None:
@@ -180,6 +186,7 @@ class Transfer:
         other = self._sources.other_than(late[-1].candidate)
         if other is not None and (overdue or (not other.failing and self._relay.hedging.take())):
             self._relay.metrics.count_hedge()
+            pull_trace.event("stafett.hedge", holder=other.node.id, reason="overdue" if overdue else "late")
             self._start(other, race)
 
     def _crawls(self, stream: Stream) -> bool:
@@ -211,6 +218,7 @@ class Transfer:
             for contributor in self._contributors.values():
                 self._relay.outcomes.corrupt(contributor, self._digest)
             log.error("wrong_bytes", digest=str(self._digest), nodes=sorted(self._contributors))
+            pull_trace.event("stafett.wrong_bytes", holders=sorted(self._contributors))
             raise CorruptContent(self._digest, ", ".join(sorted(self._contributors)))
 
     def _note_failure(self, stream: Stream, error: StafettError) -> None:
@@ -228,6 +236,7 @@ class Transfer:
     def _count_failover(self, stream: Stream, kind: FailoverReason, reason: str) -> None:
         self._relay.metrics.count_failover(kind)
         node_id = stream.candidate.node.id
+        pull_trace.failover(stream.span, node_id, kind, reason, self._position)
         log.info("holder_left", node=node_id, reason=reason, digest=str(self._digest), offset=self._position)
 
 
