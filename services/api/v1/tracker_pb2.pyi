@@ -998,7 +998,7 @@ class WatchResponse(_message.Message):
     """Revision of the cluster's node states after this step."""
     @_builtins.property
     def snapshot(self) -> Global___NodeSnapshot:
-        """All nodes; what was known before is void."""
+        """All nodes: others are not known any more. Of two descriptions of one node the higher (epoch, sequence) counts."""
 
     @_builtins.property
     def changed(self) -> _types_pb2.Node:

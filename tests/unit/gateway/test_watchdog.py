@@ -44,7 +44,7 @@ def test_hedges_stay_within_their_budget(idle_requests: int, wishes: list[bool])
     taken = 0
     for wish in wishes:
         hedging.note_request()
-        taken += wish and hedging.take()
+        taken += wish and hedging.budget.take()
     assert taken <= max(BUDGET_AT_START, BUDGET_MAX) + BUDGET_SHARE * len(wishes)
 
 
