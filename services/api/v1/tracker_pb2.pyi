@@ -1101,9 +1101,9 @@ class PeerOutcomes(_message.Message):
     overloaded: _builtins.int
     """Streams refused for lack of a slot; nobody's fault."""
     first_byte_seconds: _builtins.float
-    """Mean time to the first byte in seconds, of the streams that went well."""
+    """Mean time to the first byte in seconds, of the streams that went well or were left as slow."""
     seconds_per_mib: _builtins.float
-    """Mean seconds per MiB of the streams that went well."""
+    """Mean seconds per MiB of the streams that went well or were left as slow."""
     @_builtins.property
     def corrupt_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Digests of which it sent wrong bytes."""
