@@ -87,10 +87,14 @@ class Indexer:
             self._set_blobs({held: size for held, size in self._blobs.items() if held != digest})
         self._hinted.set()
 
-    def condemn(self, digest: Digest) -> None:
+    async def condemn(self, digest: Digest) -> None:
         """The bytes of a blob are wrong: withdraw it, and never list it again while it stays in the store."""
         self._condemned.add(digest)
         self.evict(digest)
+        try:
+            await self._store.condemn(digest)
+        except Unavailable as error:
+            log.warning("condemned_until_restart", digest=str(digest), part=error.part, reason=error.reason)
 
     async def look_up(self, digest: Digest) -> int | None:
         """Ask the store itself for a blob that is not listed yet; it is from then on."""

@@ -67,7 +67,7 @@ class ContentStore(Protocol):
         ...
 
     async def size_of(self, digest: Digest) -> int | None:
-        """Tell the size of a complete blob that may be served, None if there is none."""
+        """Tell the size of a complete blob that may be served, None if there is none, or its file cannot be reached."""
         ...
 
     async def open(self, digest: Digest) -> BlobReader:
@@ -80,6 +80,10 @@ class ContentStore(Protocol):
 
     async def abort(self, ingest: Ingest) -> None:
         """Drop an ingest; harmless if it is gone."""
+        ...
+
+    async def condemn(self, digest: Digest) -> None:
+        """Note that the bytes of a blob are wrong: it is not served any more, also after a restart if the store can."""
         ...
 
     async def close(self) -> None:
