@@ -168,6 +168,9 @@ class Session:
         self._registered = False
         try:
             return await self._converse(call), self._registered
+        except Exception as error:
+            log.error("session_crashed", exc_info=error)
+            return "an error of our own", False
         finally:
             call.cancel()
 

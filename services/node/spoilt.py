@@ -28,7 +28,7 @@ REFUSALS_MAX = 20
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What a look at an ingest's file saw, how many looks before had seen just the same; how often a drop was refused."""
+    """What a look at an ingest's file saw; how many looks before saw the same, and how often the drop was refused."""
 
     inode: int
     size_bytes: int
