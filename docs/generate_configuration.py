@@ -29,10 +29,24 @@ the option wins. Lists are comma separated, maps are JSON. A service that finds 
 exits with 2.
 """
 
+COMMANDS = """
+## Commands
+
+`stafett nodes`, `images`, `explain` and `drain` ask the trackers. `stafett doctor` uses the settings of node and
+gateway, see [its page](doctor.md); the other commands need none.
+
+| variable | default | meaning |
+|---|---|---|
+| `STAFETT_TRACKER` | `ipv4:127.0.0.1:7460` | The same as `--tracker`: gRPC target of the trackers. |
+| `STAFETT_TLS_CERTIFICATE` | none | PEM file with the certificate to show. Set all three files or none (plain text). |
+| `STAFETT_TLS_KEY` | none | PEM file with its private key. |
+| `STAFETT_TLS_AUTHORITY` | none | PEM file with the authority that the trackers' certificates must be signed by. |
+"""
+
 
 def page() -> str:
     """Render the whole page."""
-    return INTRODUCTION + "".join(_section(name, model) for name, model in SERVICES.items())
+    return INTRODUCTION + "".join(_section(name, model) for name, model in SERVICES.items()) + COMMANDS
 
 
 def _section(name: str, model: type[ServiceSettings]) -> str:
@@ -56,16 +70,16 @@ def _shown(value: object) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def main() -> int:
-    """Write the page, or compare it."""
+def write_or_check(path: Path, text: str) -> int:
+    """Write a page, or, with --check, compare it; return the exit code."""
     if "--check" not in sys.argv:
-        PAGE.write_text(page(), "utf-8")
+        path.write_text(text, "utf-8")
         return 0
-    if PAGE.exists() and PAGE.read_text("utf-8") == page():
+    if path.exists() and path.read_text("utf-8") == text:
         return 0
-    print(f"{PAGE.name} is not up to date: run make docs", file=sys.stderr)
+    print(f"{path.name} is not up to date: run make docs", file=sys.stderr)
     return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, page()))

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stafett.cli.configure.distros import DistroName
-from stafett.cli.configure.hosts_toml import Gateway
+from stafett.cli.configure.distros import DistroName, distro_of
 from stafett.cli.pull import own_platform
 from stafett.cli.store_choice import StoreChoice
 from stafett.common.errors import StartupFailed
@@ -140,15 +139,21 @@ def configure(
     check: Annotated[bool, typer.Option("--check", help="Like --dry-run; exit with 1 if anything differs.")] = False,
 ) -> None:
     """Write containerd's mirror files so that these registries, and no others, are pulled through the gateway."""
-    from stafett.cli.configure.command import Wanted, registries_of, run_configure
+    from stafett.cli.configure.command import run_configure
+    from stafett.cli.configure.wanted import Wanted, gateway_of, registries_of
 
     if not registry and not remove:
         raise typer.BadParameter("name at least one, or use --remove", param_hint="--registry")
+    if registry and remove:
+        raise typer.BadParameter("puts all back; to take out some, name those that stay", param_hint="--remove")
     try:
-        registries = registries_of(registry or (), upstream or ())
+        wanted = Wanted(
+            registries_of(registry or (), upstream or ()),
+            gateway_of(gateway, tags),
+            distro_of(distro, hosts_dir, config),
+        )
     except StartupFailed as error:
         raise typer.BadParameter(str(error)) from error
-    wanted = Wanted(registries, Gateway(gateway.rstrip("/"), tags.rstrip("/")), distro, hosts_dir, config)
     raise typer.Exit(run_configure(wanted, remove=remove, dry_run=dry_run, check=check))
 
 
@@ -161,14 +166,15 @@ def doctor(
 ) -> None:
     """Say what is wrong with this host's installation, and what to do about it.
 
-    Settings of the node and the gateway are read as they read them, from STAFETT_NODE_* and STAFETT_GATEWAY_*. The exit
-    code is 0, 1 with warnings, 2 with failures.
+    The settings of the node and the gateway are those of STAFETT_NODE_* and STAFETT_GATEWAY_* in the environment, else
+    those of the processes that run here. The exit code is 0, 1 with warnings, 2 with failures. docs/doctor.md says what
+    each line means.
     """
     from stafett.cli.doctor.command import run_doctor
     from stafett.cli.doctor.setup import read_setup
 
     try:
-        setup = read_setup(distro, hosts_dir, config)
+        setup = read_setup(distro_of(distro, hosts_dir, config))
     except StartupFailed as error:
         typer.echo(error, err=True)
         raise typer.Exit(2) from error

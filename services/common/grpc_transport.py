@@ -139,9 +139,10 @@ def blocking_tracker_channel(target: str, tls: TlsFiles | None) -> grpc.Channel:
     return grpc.secure_channel(target, _channel_credentials(tls), options=_TRACKER_OPTIONS)
 
 
-def peer_channel(address: Address, tls: TlsFiles | None) -> grpc.aio.Channel:
-    """Open a channel to one node's BlobService, or to one tracker."""
-    return _channel(address.target(), tls, _CHANNEL_OPTIONS)
+def peer_channel(address: Address, tls: TlsFiles | None, *, certified_name: str = "") -> grpc.aio.Channel:
+    """Open a channel to one node's BlobService, or to one tracker; its certificate is for the address, or the name."""
+    override = (("grpc.ssl_target_name_override", certified_name),) if certified_name and tls else ()
+    return _channel(address.target(), tls, (*_CHANNEL_OPTIONS, *override))
 
 
 def unix_channel(path: Path) -> grpc.aio.Channel:

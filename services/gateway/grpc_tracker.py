@@ -50,6 +50,8 @@ class GrpcTracker:
     def __init__(self, channel: grpc.aio.Channel, asking: Asking) -> None:
         self._stub = tracker_pb2_grpc.TrackerServiceStub(channel)
         self._asking = asking
+        self.connected = False
+        """Whether a tracker tells us of node states now."""
 
     async def locate(self, digests: Sequence[Digest]) -> Mapping[Digest, tuple[Holder, ...]]:
         """See `ports.Tracker`."""
@@ -162,12 +164,14 @@ class GrpcTracker:
                     if not isinstance(response, tracker_pb2.WatchResponse):
                         break
                     attempt = 0
+                    self.connected = True
                     _apply(response, nodes)
             except grpc.aio.AioRpcError as error:
                 log.info("watch_ended", status=error.code().name)
             except TimeoutError:
                 log.info("watch_ended", status="silent")
             finally:
+                self.connected = False
                 call.cancel()
             await asyncio.sleep(backoff_seconds(attempt, cap=2.0, rng=rng))
             attempt += 1

@@ -48,6 +48,8 @@ class Locator:
         self._answers: OrderedDict[Digest, _Answer] = OrderedDict()
         self._in_flight: dict[Digest, asyncio.Task[None]] = {}
         self._rest_until = 0.0
+        self.stale_lookups = 0
+        """Lookups answered from memory, however old, as no tracker answered."""
 
     @property
     def tracker_reachable(self) -> bool:
@@ -68,6 +70,8 @@ class Locator:
         calls = {self._in_flight[digest] for digest in wanted if digest in self._in_flight}
         if calls:
             await asyncio.wait(calls)
+        if wanted and not self.tracker_reachable:
+            self.stale_lookups += 1
         return {digest: self.remembered(digest) for digest in digests}
 
     def forget(self, digest: Digest, node_id: str) -> None:

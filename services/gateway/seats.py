@@ -75,7 +75,16 @@ class Seats:
 
     def busy(self, digest: Digest) -> bool:
         """Tell whether another client of this host is already getting the blob."""
-        return digest in self._tokens or self._receiving[digest] > 0
+        return self.fetching(digest) or self._receiving[digest] > 0
+
+    def fetching(self, digest: Digest) -> bool:
+        """Tell whether this host fetches the blob from upstream, for all."""
+        return digest in self._tokens
+
+    @property
+    def claims(self) -> int:
+        """Number of blobs that this host fetches from upstream now."""
+        return len(self._tokens)
 
     @contextmanager
     def receiving(self, digest: Digest) -> Iterator[None]:

@@ -47,6 +47,10 @@ class Sourcing:
             return None
         return RankedSources(self._relay, digest), agreed_size(candidates)
 
+    def fetching(self, digest: Digest) -> bool:
+        """Tell whether the host has been told to fetch a blob from upstream, for all."""
+        return self._seats.fetching(digest)
+
     async def _tree(self, digest: Digest, image: str) -> tuple[Sources, int] | None:
         try:
             state = await self._seats.own_node.receiving(digest)

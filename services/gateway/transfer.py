@@ -26,6 +26,7 @@ from stafett.common.errors import (
     Unavailable,
 )
 from stafett.gateway.byte_range import Span
+from stafett.gateway.metrics import FailoverReason
 from stafett.gateway.relay import Relay
 from stafett.gateway.running_digest import RunningDigest
 from stafett.gateway.selection import Candidate, worth_leaving
@@ -41,7 +42,14 @@ client that is told 404 after `first_piece_seconds` costs upstream more. Four ar
 VERDICTS_SECONDS = 5.0
 """A response whose bytes are wrong ends when those who sent them have read their copies again, or after so long: then
 the client's next attempt is served by the honest ones."""
-_HOLDER_FAILED = (Unavailable, Overloaded, BlobUnknown, Draining, RangeUnsatisfiable)
+_REASONS: dict[type[StafettError], FailoverReason] = {
+    Unavailable: "broken",
+    Overloaded: "full",
+    BlobUnknown: "gone",
+    Draining: "draining",
+    RangeUnsatisfiable: "other_size",
+}
+_HOLDER_FAILED = tuple(_REASONS)
 
 _Race = dict[asyncio.Task[memoryview | None], Stream]
 """Streams whose first piece is awaited."""
@@ -231,13 +239,18 @@ class Transfer:
                 self._relay.locator.forget(self._digest, node.id)
             case Unavailable() if not waited(error):
                 self._relay.outcomes.failed(stream)
-        stalled = isinstance(error, Unavailable) and error.reason == STALLED
-        self._count_failover(stream, STALLED if stalled else type(error).__name__, str(error))
+        self._count_failover(stream, _reason(error), str(error))
 
-    def _count_failover(self, stream: Stream, kind: str, reason: str) -> None:
+    def _count_failover(self, stream: Stream, kind: FailoverReason, reason: str) -> None:
         self._relay.metrics.count_failover(kind)
         node_id = stream.candidate.node.id
         log.info("holder_left", node=node_id, reason=reason, digest=str(self._digest), offset=self._position)
+
+
+def _reason(error: StafettError) -> FailoverReason:
+    if isinstance(error, Unavailable) and error.reason == STALLED:
+        return "stalled"
+    return "waited" if waited(error) else _REASONS[type(error)]
 
 
 async def _close(race: _Race) -> None:

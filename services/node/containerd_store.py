@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -62,21 +62,22 @@ class ContainerdStore:
 
     async def list_blobs(self) -> Mapping[Digest, int]:
         """See `ports.ContentStore`."""
+        return await self._list(content_pb2.ListContentRequest())
+
+    async def _list(self, request: content_pb2.ListContentRequest) -> Mapping[Digest, int]:
         found: dict[Digest, int] = {}
-        corrupt: set[Digest] = set()
         for namespace in await self._list_namespaces():
-            call = self._content.List(content_pb2.ListContentRequest(), metadata=_in(namespace), timeout=LIST_SECONDS)
+            call = self._content.List(request, metadata=_in(namespace), timeout=LIST_SECONDS)
             try:
                 async for batch in call:
                     for info in batch.info:
                         if digest := _supported(info.digest):
                             found[digest] = info.size
-                            corrupt |= {digest} if CORRUPT_LABEL in info.labels else set()
             except grpc.aio.AioRpcError as error:
                 raise self._away(error) from error
             finally:
                 call.cancel()
-        return {digest: size for digest, size in found.items() if digest not in corrupt}
+        return found
 
     async def list_images(self) -> Sequence[StoredImage]:
         """See `ports.ContentStore`."""
@@ -161,6 +162,10 @@ class ContainerdStore:
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.NOT_FOUND:
                     raise self._away(error) from error
+
+    async def condemned(self) -> Collection[Digest]:
+        """See `ports.ContentStore`."""
+        return (await self._list(content_pb2.ListContentRequest(filters=[f'labels."{CORRUPT_LABEL}"==true']))).keys()
 
     async def close(self) -> None:
         """See `ports.ContentStore`."""

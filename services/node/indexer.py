@@ -49,9 +49,12 @@ class Indexer:
         self._hinted = asyncio.Event()
         self._expecting = asyncio.Event()
         self._condemned: set[Digest] = set()
+        self._noted: set[Digest] = set()
         self._missing: set[Digest] = set()
         self._discarding_reported = False
         self.store_available = False
+        self.listed_at = time.monotonic()
+        """When the list was last known to be true; at first, when this process started."""
 
     async def run(self) -> None:
         """Keep the inventory true, for ever."""
@@ -64,6 +67,16 @@ class Indexer:
     def held_bytes(self) -> int:
         """Bytes of all held blobs."""
         return sum(self._blobs.values())
+
+    @property
+    def held_blobs(self) -> int:
+        """Number of held blobs."""
+        return len(self._blobs)
+
+    @property
+    def condemned_blobs(self) -> int:
+        """Number of blobs in the store that are not shared, as their bytes are wrong."""
+        return len(self._condemned)
 
     def size_of(self, digest: Digest) -> int | None:
         """Tell the size of a held blob."""
@@ -132,13 +145,16 @@ class Indexer:
             try:
                 await self._list()
                 self.store_available = True
+                self.listed_at = time.monotonic()
             except Unavailable as error:
                 log.info("listing_failed", part=error.part, reason=error.reason)
                 self.store_available = False
 
     async def _list(self) -> None:
         listed = await self._store.list_blobs()
-        self._condemned &= listed.keys()
+        noted = set(await self._store.condemned())
+        self._condemned = noted | (self._condemned & listed.keys() - self._noted)  # without its note it is a new copy
+        self._noted = noted
         self._missing = {d for d in self._missing & listed.keys() if await self._store.size_of(d) is None}
         hidden = self._condemned | self._missing
         blobs = {digest: size for digest, size in listed.items() if digest not in hidden}

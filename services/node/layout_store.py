@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TypeVar
@@ -74,6 +74,10 @@ class LayoutStore:
 
     async def condemn(self, digest: Digest) -> None:
         """See `ports.ContentStore`; a layout has no place for such a note."""
+
+    async def condemned(self) -> Collection[Digest]:
+        """See `ports.ContentStore`."""
+        return ()
 
     async def close(self) -> None:
         """See `ports.ContentStore`."""

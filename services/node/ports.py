@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -83,7 +83,11 @@ class ContentStore(Protocol):
         ...
 
     async def condemn(self, digest: Digest) -> None:
-        """Note that the bytes of a blob are wrong: it is not served any more, also after a restart if the store can."""
+        """Note that the bytes of a blob are wrong, for as long as it stays, where the store has a place for that."""
+        ...
+
+    async def condemned(self) -> Collection[Digest]:
+        """List the blobs that such a note is on."""
         ...
 
     async def close(self) -> None:

@@ -64,6 +64,11 @@ class Fellows:
             with contextlib.suppress(Unavailable):
                 await self._link.run("meet_fellows", _KEYS, [self._own, 0])
 
+    @property
+    def live(self) -> int:
+        """Number of live replicas, this one included."""
+        return len({self._own, *self._live})
+
     def other_owner(self, digest: Digest) -> str | None:
         """Tell which other replica decides about a digest; None if this one does."""
         now = time.monotonic()

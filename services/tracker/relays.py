@@ -92,6 +92,11 @@ class Relays:
             for task in self._tasks:
                 task.cancel()
 
+    @property
+    def trees(self) -> int:
+        """Number of blobs that hosts asked about within the last minute."""
+        return len(self._desks)
+
     async def answer(self, digest: Digest, ask: Ask) -> tuple[Answer, float]:
         """Tell a host where it gets a blob, and in how many seconds it should tell how far it is."""
         self._membership.require_loaded()

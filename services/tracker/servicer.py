@@ -55,6 +55,10 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
         self._lease_ttl_ms = round(lease_ttl_seconds * 1000)
         self._heartbeat_interval_ms = round(heartbeat_interval_seconds * 1000)
         self.stopping = False
+        self.sessions = 0
+        """Sessions that are open now."""
+        self.lookups = {"fresh": 0, "stale": 0}
+        """Answers to Locate."""
 
     async def Session(  # noqa: N802
         self,
@@ -62,6 +66,7 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
         context: grpc.aio.ServicerContext[tracker_pb2.SessionRequest, tracker_pb2.SessionResponse],
     ) -> AsyncIterator[tracker_pb2.SessionResponse]:
         session, announce_all = await self._open(request_iterator)
+        self.sessions += 1
         try:
             registered = tracker_pb2.Registered(
                 epoch=session.owner.epoch,
@@ -74,6 +79,7 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
                 for response in await _answer(session, request):
                     yield response
         finally:
+            self.sessions -= 1
             if not self.stopping:
                 await session.close()
 
@@ -82,6 +88,7 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
     ) -> tracker_pb2.LocateResponse:
         digests = requests.digests(request)
         answers, stale = await self._lookup.locate(digests, requests.question(request))
+        self.lookups["stale" if stale else "fresh"] += 1
         nodes = {holder.node.id: holder.node for holders in answers for holder in holders}
         return tracker_pb2.LocateResponse(
             blobs=[wire.located_to_wire(digest, holders) for digest, holders in zip(digests, answers, strict=True)],

@@ -8,8 +8,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from stafett.cli.configure.changing import carry_out
 from stafett.cli.configure.hosts_toml import Gateway, Registry
-from stafett.cli.configure.mirror_files import carry_out, changes_for
+from stafett.cli.configure.mirror_files import changes_for
 from stafett.cli.local_cluster.parts import run
 from stafett.cli.local_cluster.processes import HERE, Place, Process, Processes
 

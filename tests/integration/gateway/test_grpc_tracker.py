@@ -23,7 +23,7 @@ from stafett.gateway.selection import Asking
 from tests.integration.gateway.bed import Peer, ScriptedTracker, start_server
 
 D = Digest.of(b"a layer")
-CALLS = 6
+CALLS = 4
 
 
 class Replica(ScriptedTracker):
@@ -118,7 +118,7 @@ async def test_where_all_trackers_tell_from_memory_that_is_the_answer() -> None:
 
 @pytest.fixture
 def short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpc_tracker, "REPORT_SECONDS", 0.3)
+    monkeypatch.setattr(grpc_tracker, "REPORT_SECONDS", 0.75)
 
 
 @pytest.mark.usefixtures("short_deadline")

@@ -122,7 +122,9 @@ async def test_a_claim_sends_the_client_upstream_and_its_growth_is_told() -> Non
             await parts.pull()
     assert parts.told == [(Phase.ENTER, 0), (Phase.STAY, 500), (Phase.DONE, SIZE)]
     assert [ask.token for ask in parts.tracker.asked] == [0, 7, 7]
-    assert f'source="upstream_claim"}} {float(SIZE)}' in parts.relay.metrics.render().decode()
+    shown = parts.relay.metrics.render().decode()
+    assert f'stafett_gateway_bytes_total{{source="upstream_claim"}} {float(SIZE)}' in shown
+    assert "stafett_gateway_upstream_saved_bytes_total 0.0" in shown
 
 
 async def test_a_fetch_that_is_given_up_is_told() -> None:
