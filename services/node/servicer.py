@@ -51,6 +51,7 @@ class BlobServicer:
         self._slots = slots
         self._throttle = throttle
         self._tally = tally
+        self._verifying: dict[Digest, asyncio.Task[bool]] = {}
 
     async def Stat(self, request: node_pb2.StatRequest, context: Context) -> node_pb2.StatResponse:  # noqa: N802
         """Tell what is here of a blob, and wait for more where that is asked for."""
@@ -118,8 +119,16 @@ class BlobServicer:
     async def VerifyBlob(  # noqa: N802
         self, request: node_pb2.VerifyBlobRequest, context: Context
     ) -> node_pb2.VerifyBlobResponse:
-        """Read a blob again; a wrong one is withdrawn."""
+        """Read a blob again, once for all who ask meanwhile; a wrong one is withdrawn."""
         digest = Digest.parse(request.digest)
+        if digest not in self._verifying:
+            verifying = self._verifying[digest] = asyncio.create_task(self._is_intact(digest))
+            verifying.add_done_callback(
+                lambda done: (self._verifying.pop(digest), done.cancelled() or done.exception())
+            )
+        return node_pb2.VerifyBlobResponse(intact=await asyncio.shield(self._verifying[digest]))
+
+    async def _is_intact(self, digest: Digest) -> bool:
         size = await self._size_of(digest)
         reader = await self._open(digest)
         running = hashlib.sha256()
@@ -133,8 +142,8 @@ class BlobServicer:
         intact = running.hexdigest() == digest.hex
         if not intact:
             log.error("blob_corrupt", digest=str(digest), remedy="remove the image that has it and pull it again")
-            self._indexer.condemn(digest)
-        return node_pb2.VerifyBlobResponse(intact=intact)
+            await self._indexer.condemn(digest)
+        return intact
 
     async def Read(self, request: node_pb2.ReadRequest, context: Context) -> AsyncGenerator[Frame, None]:  # noqa: N802
         """Stream a blob: its description, then its bytes."""
