@@ -81,7 +81,7 @@ def without_fonts(picture: str) -> str:
 def main() -> int:
     """Play, and write the picture if all went well."""
     demo.screen = recording  # type: ignore[attr-defined]
-    failed = demo.run_demo(StoreChoice.AUTO, as_json=False, keep=False)
+    failed = demo.run_demo(StoreChoice.AUTO, as_json=False, quick=False, keep=False)
     if not failed:
         TARGET.write_text(animated(frames))
         print(f"{TARGET.name}: {len(frames)} frames, {TARGET.stat().st_size // 1024} KiB")

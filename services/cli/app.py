@@ -95,7 +95,9 @@ def pull(
         typer.Option(help="URL to pull from, e.g. a gateway's; several are tried in order for each request."),
     ],
     to: Annotated[Path, typer.Option(help="OCI layout directory to pull into; made if absent.")],
-    platform: Annotated[str, typer.Option(help="Platform to pull.")] = own_platform(),
+    platform: Annotated[
+        str, typer.Option(help="Platform to pull.", show_default="this machine's")
+    ] = own_platform(),
     all_platforms: Annotated[bool, typer.Option("--all-platforms", help="Pull every platform.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -111,6 +113,7 @@ def demo(
         StoreChoice, typer.Option(help="Where hosts keep content: private containerds (as root), or OCI layouts.")
     ] = StoreChoice.AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="With a smaller image: half the time, less to see.")] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the cluster running until Ctrl-C, and say how to use it.")
     ] = False,
@@ -118,7 +121,7 @@ def demo(
     """Start a small cluster on this machine, pull an image without and with Stafett, and break things meanwhile."""
     from stafett.cli.demo.demo import run_demo
 
-    raise typer.Exit(run_demo(store, as_json=as_json, keep=keep))
+    raise typer.Exit(run_demo(store, as_json=as_json, quick=quick, keep=keep))
 
 
 @app.command(rich_help_panel="Operate")
