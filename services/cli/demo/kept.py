@@ -40,10 +40,9 @@ def _own_containerd(stage: Stage, host: Host, stafett: str) -> Iterator[str]:
     """Nothing of the user's own configuration is touched: the mirror files are in the demo's directory."""
     hosts_dir = stage.cluster.directory / "certs.d"
     yield "your own containerd, as root; its configuration stays as it is, the mirror files go when the demo ends:"
-    yield (
-        f"  {stafett} configure --hosts-dir {hosts_dir} --registry {REGISTRY} --upstream {REGISTRY}={stage.upstream_url} "
-        f"--gateway {host.gateway_url} --tags {host.tag_url}"
-    )
+    names = f"--registry {REGISTRY} --upstream {REGISTRY}={stage.upstream_url}"
+    ports = f"--gateway {host.gateway_url} --tags {host.tag_url}"
+    yield f"  {stafett} configure --hosts-dir {hosts_dir} {names} {ports}"
     yield f"  ctr images pull --hosts-dir {hosts_dir} --platform {stage.platform} {IMAGE}"
     yield f"  ctr images rm {IMAGE}"
 
