@@ -108,4 +108,4 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 deps-e2e: ## install what the end-to-end tests need (Debian packages)
 	$(SUDO) apt-get update -q
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-	  containerd docker-registry redis-server skopeo podman nginx-light iproute2 nftables python3-venv
+	  containerd curl docker-registry redis-server skopeo podman nginx-light iproute2 nftables python3-venv
