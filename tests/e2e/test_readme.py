@@ -18,7 +18,10 @@ IMAGE = "docker.io/library/alpine:3.20"
 MACHINE = """\
 set -eu
 ip link set lo up
-for folder in /run/containerd /var/lib/containerd /etc/containerd; do mkdir -p $folder; mount -t tmpfs none $folder; done
+for folder in /run/containerd /var/lib/containerd /etc/containerd; do
+  mkdir -p $folder
+  mount -t tmpfs none $folder
+done
 cat >/etc/containerd/config.toml <<END
 version = 2
 [plugins."io.containerd.grpc.v1.cri".registry]
@@ -48,14 +51,14 @@ def test_a_newcomer_who_follows_the_readme_shares_an_image(tmp_path: Path) -> No
         upstream.push(tmp_path / "layout", IMAGE, image.index)
     text = (ROOT / "README.md").read_text().partition("## Try it by hand")[2]
     steps = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)[0]
-    for said, done in {
+    for said, instead in {
         "--registry docker.io ": f"--registry docker.io --upstream docker.io={upstream.url} ",
         "sleep 5\n": "until curl --silent --fail 127.0.0.1:7462/readyz; do sleep 0.2; done >/dev/null 2>&1\n",
         "\nstafett images\n": "\nuntil stafett images | grep alpine; do sleep 0.2; done\n",
         "\nstafett doctor ": "\nstafett doctor || test $? = 1 ",
     }.items():
         assert said in steps, said
-        steps = steps.replace(said, done)
+        steps = steps.replace(said, instead)
     script = tmp_path / "steps.sh"
     script.write_text(MACHINE.format(registry=upstream.directory, port=upstream.port, root=ROOT) + steps)
     alone = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
