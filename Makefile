@@ -57,6 +57,7 @@ lint: $(READY) ## formatting, lint, types, import contracts
 	mypy
 	lint-imports --no-cache
 	python docs/generate_configuration.py --check
+	python docs/generate_metrics.py --check
 	@typer stafett.cli.app utils docs --name stafett --title Commands | diff -B - docs/cli.md || \
 	  { echo "docs/cli.md is not up to date: run make docs"; exit 1; }
 
@@ -90,8 +91,9 @@ bench: $(READY) ## a benchmark: make bench NAME=throughput
 	python -m bench $(NAME) $(ARGS)
 
 .PHONY: docs
-docs: $(READY) ## regenerate docs/configuration.md from the settings, docs/cli.md from the commands
+docs: $(READY) ## regenerate docs/configuration.md, docs/metrics.md and docs/cli.md from settings, metrics and commands
 	python docs/generate_configuration.py
+	python docs/generate_metrics.py
 	typer stafett.cli.app utils docs --name stafett --title Commands --output docs/cli.md
 
 .PHONY: record-demo
@@ -104,8 +106,10 @@ lock: ## pin all dependencies with hashes in requirements/
 	@rm -f uv.lock
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+E2E_PACKAGES := containerd curl docker-registry redis-server skopeo podman nginx-light iproute2 nftables prometheus python3-venv
+POLICY := /usr/sbin/policy-rc.d
 .PHONY: deps-e2e
-deps-e2e: ## install what the end-to-end tests need (Debian packages)
+deps-e2e: ## install what the end-to-end tests need (Debian packages), without starting any of it as a service
 	$(SUDO) apt-get update -q
-	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-	  containerd curl docker-registry redis-server skopeo podman nginx-light iproute2 nftables python3-venv
+	$(SUDO) sh -ec '[ -e $(POLICY) ] || { trap "rm -f $(POLICY)" EXIT; printf "#!/bin/sh\nexit 101\n" >$(POLICY); chmod +x $(POLICY); }; \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(E2E_PACKAGES)'

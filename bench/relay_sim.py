@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from stafett.common.relaying import Fetch, Left, Phase
 from stafett.common.topology import Topology
-from stafett.tracker.relay_decision import Answer, Ask, Fetch, Follow, Phase, View, decide, stay_seconds
+from stafett.tracker.relay_decision import Answer, Ask, Follow, View, decide, stay_seconds
 from stafett.tracker.relay_placement import hop_seconds
 from stafett.tracker.relay_tree import Tree
 
@@ -78,7 +79,7 @@ class Host:
     moves_at: float = 0.0
     asks_at: float = 0.0
     waits: bool = False
-    left: dict[str, bool] = field(default_factory=dict)
+    left: dict[str, Left] = field(default_factory=dict)
     finished_at: float = 0.0
     slow: bool = False
 
@@ -156,7 +157,7 @@ class Simulation:
         if parent is not None and parent.fails_at <= self.now:
             if parent.fails_at + NOTICE_SECONDS > self.now:
                 return None
-            host.left[host.parent] = True
+            host.left[host.parent] = Left.FAILED
             host.parent = ""
         phase = Phase.STAY if host.parent else Phase.ENTER
         if host.received >= self.case.size:
@@ -252,10 +253,11 @@ def _summary(results: dict[str, Result]) -> dict[str, object]:
     for key, name in (("1000", "1000 hosts, 1 GiB"), ("1000_fail5", "1000, 5 % fail"), ("5000", "5000 hosts, 1 GiB")):
         if result := results.get(name):
             shown[key] = {
-                "completion_x": result.completion_x,
+                "completion_x": None if result.unfinished else result.completion_x,
+                "unfinished": result.unfinished,
                 "upstream_copies": result.upstream_copies,
                 "cross_zone_copies": result.cross_zone_copies,
             }
     if result := results.get("1000, 10 MB"):
-        shown["1000_10mb_s"] = result.completion_seconds
+        shown["1000_10mb_s"] = None if result.unfinished else result.completion_seconds
     return shown

@@ -28,9 +28,9 @@ Each setting is an environment variable or an option of the service's command (`
 the option wins. Lists are comma separated, maps are JSON. A service that finds wrong settings lists all of them and
 exits with 2.
 
-The operator's commands (`stafett nodes`, `explain`, ...) find the trackers by `STAFETT_TRACKER` or `--tracker`, and show
-the certificate that `STAFETT_TLS_CERTIFICATE`, `STAFETT_TLS_KEY` and `STAFETT_TLS_AUTHORITY` name: all three, or none for
-plain text. `stafett doctor` reads the settings of the node and the gateway below from its own environment.
+The operator's commands (`stafett nodes`, `explain`, ...) find the trackers by `STAFETT_TRACKER` or `--tracker`, and
+show the certificate that `STAFETT_TLS_CERTIFICATE`, `STAFETT_TLS_KEY` and `STAFETT_TLS_AUTHORITY` name: all three, or
+none for plain text. `stafett doctor` reads the settings of the node and the gateway below from its own environment.
 """
 
 
@@ -60,16 +60,16 @@ def _shown(value: object) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def main() -> int:
-    """Write the page, or compare it."""
+def write_or_check(path: Path, text: str) -> int:
+    """Write a page, or, with --check, compare it; return the exit code."""
     if "--check" not in sys.argv:
-        PAGE.write_text(page(), "utf-8")
+        path.write_text(text, "utf-8")
         return 0
-    if PAGE.exists() and PAGE.read_text("utf-8") == page():
+    if path.exists() and path.read_text("utf-8") == text:
         return 0
-    print(f"{PAGE.name} is not up to date: run make docs", file=sys.stderr)
+    print(f"{path.name} is not up to date: run make docs", file=sys.stderr)
     return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, page()))

@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says nothing on shared cores.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 HINT = "make deps-e2e installs what is missing (Debian packages); namespaces and private containerds need root"
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from stafett.common.cluster import Address
 from stafett.common.errors import StartupFailed
 from stafett.common.grpc_transport import TlsFiles
+
+MetricsPort = Annotated[
+    int, Field(ge=0, le=65535, description="Port of the Prometheus endpoint /metrics; 0 picks a free one.")
+]
 
 
 class SettingsInvalid(StartupFailed):
@@ -36,6 +41,10 @@ class ServiceSettings(BaseSettings):
     )
 
     allow_plaintext: bool = Field(False, description="Allow listening without TLS on other addresses than loopback.")
+    metrics_host: str = Field(
+        "127.0.0.1", min_length=1, description="Address that the Prometheus endpoint listens on, always in plain HTTP."
+    )
+    metrics_port: MetricsPort = 0
 
     @model_validator(mode="after")
     def _all_tls_files_or_none(self) -> Self:
@@ -43,6 +52,11 @@ class ServiceSettings(BaseSettings):
         if any(files) and not all(files):
             raise ValueError("set all of tls_certificate, tls_key and tls_authority, or none of them")
         return self
+
+    @property
+    def metrics_address(self) -> Address:
+        """Where Prometheus finds this part."""
+        return Address(self.metrics_host, self.metrics_port)
 
     @property
     def tls(self) -> TlsFiles | None:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from stafett.common.errors import StartupFailed
 from stafett.common.grpc_transport import tracker_channel
+from stafett.common.metrics_endpoint import metrics_endpoint
 from stafett.common.service import run_service
 from stafett.gateway.content import Content
 from stafett.gateway.expectations import Expectations
@@ -34,6 +35,7 @@ from stafett.gateway.seats import Seats
 from stafett.gateway.selection import ALGORITHMS, Asking
 from stafett.gateway.settings import GatewaySettings
 from stafett.gateway.sourcing import Sourcing
+from stafett.gateway.state_metrics import StateCollector
 from stafett.gateway.tags import Port, Tags
 from stafett.gateway.upstream_probe import UpstreamProbe
 
@@ -111,7 +113,9 @@ async def _run(
             ]
             log.info("listening", ports={port.value: number for number, port in ports.items()})
             app = Starlette(routes=build_routes(content, relay, own_node, metrics))
-            await _serve_http(app, sockets, settings.stop_grace_seconds, stopping)
+            metrics.registry.register(StateCollector(tracker, relay, seats, content))
+            async with metrics_endpoint(metrics.registry, settings.metrics_address):
+                await _serve_http(app, sockets, settings.stop_grace_seconds, stopping)
             seats.stop()
             for task in endless:
                 task.cancel()

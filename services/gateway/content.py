@@ -26,7 +26,7 @@ from stafett.gateway.byte_range import Span, resolve_range
 from stafett.gateway.exchange import JSON, Exchange, Outcome
 from stafett.gateway.expectations import Expectations
 from stafett.gateway.manifests import Document, Manifests
-from stafett.gateway.metrics import LOCAL, SOURCE_OF_TIER, GatewayMetrics
+from stafett.gateway.metrics import LOCAL, SOURCE_OF_TIER, UPSTREAM_CLAIM, GatewayMetrics
 from stafett.gateway.oci_errors import error_body, error_response
 from stafett.gateway.own_content import OwnContent
 from stafett.gateway.relay import Relay
@@ -84,12 +84,13 @@ class Content:
         self._expectations = expectations
         self._metrics = metrics
         self._ports = ports
-        self._running = 0
+        self.running = 0
+        """Requests that run now."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, and count how it ended."""
         exchange = Exchange(scope["method"], receive, send)
-        self._running += 1
+        self.running += 1
         kind = "other"
         try:
             self._check(scope["method"])
@@ -109,13 +110,13 @@ class Content:
             if not exchange.started:
                 await exchange.whole(500, {"Content-Type": JSON}, error_body("UNKNOWN", "internal error"))
         finally:
-            self._running -= 1
-        self._metrics.count_request(kind, outcome.value)
+            self.running -= 1
+        self._metrics.count_request(kind, exchange.source, outcome, exchange.first_byte_seconds)
 
     def _check(self, method: str) -> None:
         if method not in ("GET", "HEAD"):
             raise Unsupported(method)
-        if self._running > self._settings.max_requests:
+        if self.running > self._settings.max_requests:
             raise Overloaded("requests", self._settings.max_requests)
 
     def _parse(self, scope: Scope) -> Request:
@@ -131,9 +132,14 @@ class Content:
             return await self._tagged_manifest(request, exchange, port)
         if request.from_containerd:
             self._expectations.add(request.path.digest)
-        if request.path.kind is Kind.MANIFESTS:
-            return await self._manifest(request, request.path.digest, exchange, {})
-        return await self._blob(request, request.path.digest, exchange)
+        try:
+            if request.path.kind is Kind.MANIFESTS:
+                return await self._manifest(request, request.path.digest, exchange, {})
+            return await self._blob(request, request.path.digest, exchange)
+        except (BlobUnknown, ManifestUnknown):
+            if request.receiving and not exchange.started and self._sourcing.fetching(request.path.digest):
+                exchange.source = UPSTREAM_CLAIM
+            raise
 
     async def _tagged_manifest(self, request: Request, exchange: Exchange, port: Port) -> Outcome:
         target = await self._tags.resolve(request.path, port)
@@ -150,6 +156,7 @@ class Content:
             **_headers(request.path, digest, document.parsed.media_type, document.source, document.node_id),
             **extra,
         }
+        exchange.source = document.source
         await exchange.whole(200, headers, document.content)
         if not request.head:
             self._metrics.count_bytes(document.source, len(document.content))
@@ -183,6 +190,7 @@ class Content:
             span = resolve_range(request.range, own.size_bytes)
             status, headers = _blob_head(request.path, digest, own.size_bytes, span, LOCAL, "")
             if request.head:
+                exchange.source = LOCAL
                 await exchange.finish_head(status, headers)
                 return Outcome.HIT
             pieces = own.pieces(span)
@@ -193,20 +201,24 @@ class Content:
                 await pieces.aclose()
                 log.warning("own_blob_unreadable", digest=str(digest), reason=str(error), remedy="peers serve it")
                 return await self._peer_blob(request, digest, exchange)
+            exchange.source = LOCAL
             await exchange.start(status, headers)
             return await exchange.stream(first, pieces, lambda size: self._metrics.count_bytes(LOCAL, size))
         finally:
             own.close()
 
     async def _peer_blob(self, request: Request, digest: Digest, exchange: Exchange) -> Outcome:
-        found = await self._sourcing.find(digest, receiving=request.receiving, image=request.path.image)
+        found = await self._sourcing.find(
+            digest, receiving=request.receiving, ranged=request.range is not None, image=request.path.image
+        )
         if found is None:
             raise BlobUnknown(digest)
         sources, size = found
         span = resolve_range(request.range, size)
         if request.head:
             best = await sources.next()
-            status, headers = _blob_head(request.path, digest, size, span, SOURCE_OF_TIER[best.tier], best.node.id)
+            exchange.source = SOURCE_OF_TIER[best.tier]
+            status, headers = _blob_head(request.path, digest, size, span, exchange.source, best.node.id)
             await exchange.finish_head(status, headers)
             return Outcome.HIT
         if span.length == size and sources.one_stream:
@@ -218,18 +230,19 @@ class Content:
         try:
             first = await transfer.first_piece(pieces)
             server = transfer.served_by
-            source, node_id = (SOURCE_OF_TIER[server.tier], server.node.id) if server else (LOCAL, "")
-            status, headers = _blob_head(request.path, digest, size, span, source, node_id)
+            exchange.source, node_id = (SOURCE_OF_TIER[server.tier], server.node.id) if server else (LOCAL, "")
+            status, headers = _blob_head(request.path, digest, size, span, exchange.source, node_id)
             await exchange.start(status, headers)
-            return await exchange.stream(first, pieces, lambda length: self._count_peer_bytes(transfer, length))
+            return await exchange.stream(first, pieces, lambda length: self._count_peer(exchange, transfer, length))
         finally:
             await pieces.aclose()
             if transfer.spoilt and request.from_containerd:
                 await self._own.discard_ingest(digest)
 
-    def _count_peer_bytes(self, transfer: Transfer, size_bytes: int) -> None:
+    def _count_peer(self, exchange: Exchange, transfer: Transfer, size_bytes: int) -> None:
         if transfer.served_by is not None:
-            self._metrics.count_bytes(SOURCE_OF_TIER[transfer.served_by.tier], size_bytes)
+            exchange.source = SOURCE_OF_TIER[transfer.served_by.tier]
+            self._metrics.count_bytes(exchange.source, size_bytes)
 
 
 async def _refuse(error: StafettError, exchange: Exchange) -> Outcome:

@@ -7,6 +7,7 @@ left unfinished, and the server ends the connection with FIN, after which contai
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from enum import Enum
 
@@ -15,6 +16,8 @@ from starlette.types import Receive, Send
 from stafett.common.errors import BlobUnknown, CorruptContent, Unavailable
 
 JSON = "application/json"
+MISS = "miss"
+"""Source of an answer without content, as metrics call it."""
 
 
 class Outcome(Enum):
@@ -34,11 +37,20 @@ class Exchange:
         self._head = method == "HEAD"
         self._receive = receive
         self._send = send
-        self.started = False
+        self._opened_at = time.monotonic()
+        self.first_byte_seconds: float | None = None
+        """How long the client waited until its answer began; None before."""
+        self.source = MISS
+        """Where the last bytes came from, as metrics call it."""
+
+    @property
+    def started(self) -> bool:
+        """Whether the answer has begun."""
+        return self.first_byte_seconds is not None
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Send status and headers."""
-        self.started = True
+        self.first_byte_seconds = time.monotonic() - self._opened_at
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 

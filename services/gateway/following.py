@@ -13,21 +13,14 @@ import structlog
 
 from stafett.common.cluster import Holder, Node
 from stafett.common.digest import Digest
-from stafett.common.errors import BlobUnknown, StafettError, Unavailable
+from stafett.common.errors import BlobUnknown, Draining, Overloaded, StafettError, Unavailable
+from stafett.common.relaying import Fetch, Left, Phase, Refused, Wait
 from stafett.common.topology import Tier, tier_between
-from stafett.gateway.ports import (
-    Receiving,
-    RelayAnswer,
-    RelayAsk,
-    RelayFetch,
-    RelayFollow,
-    RelayPhase,
-    RelayRefused,
-    RelayWait,
-)
+from stafett.gateway.ports import Receiving, RelayAnswer, RelayAsk, RelayFollow
 from stafett.gateway.relay import Relay
 from stafett.gateway.seats import Seats
 from stafett.gateway.selection import Candidate
+from stafett.gateway.sources import FIRST_PIECE_SECONDS as RANKED_SECONDS
 from stafett.gateway.sources import RankedSources, waited
 
 log = structlog.get_logger()
@@ -47,7 +40,7 @@ class TreeSources:
         self._state = state
         self._image = image
         self._ranked = RankedSources(relay, digest)
-        self._left = dict.fromkeys(relay.quarantine.nodes(digest), True)
+        self._left = dict.fromkeys(relay.quarantine.nodes(digest), Left.FAILED)
         self._asks = 0
         # Another client of this host gets it, or has just got it.
         self._share = not state.open_ingests or (state.open_ingests > 1 and seats.busy(digest))
@@ -55,7 +48,7 @@ class TreeSources:
         self._better: Candidate | None = None
         self._staying: asyncio.Task[None] | None = None
         self._counted = contextlib.ExitStack()
-        self._begun = False
+        self._begun_at: tuple[float, int] | None = None
         self._fetching = False
         self._ancestors: tuple[str, ...] = ()
         self.position = 0
@@ -63,7 +56,7 @@ class TreeSources:
     @property
     def first_piece_seconds(self) -> float:
         """See `Sources`."""
-        return FIRST_PIECE_SECONDS
+        return max(RANKED_SECONDS, min(FIRST_PIECE_SECONDS, self._seats.patience_seconds(self._image)))
 
     @property
     def one_stream(self) -> bool:
@@ -72,8 +65,8 @@ class TreeSources:
 
     async def next(self) -> Candidate:
         """See `Sources`."""
-        if not self._begun:
-            self._begun = True
+        if self._begun_at is None:
+            self._begun_at = time.monotonic(), self.position
             self._counted.enter_context(self._seats.receiving(self._digest))
         if self._share:
             self._share = False
@@ -95,7 +88,8 @@ class TreeSources:
     def left(self, candidate: Candidate, reason: StafettError | None) -> None:
         """See `Sources`."""
         self._ranked.left(candidate, reason)
-        self._left[candidate.node.id] = reason is not None and not waited(reason)
+        if candidate.tier is not Tier.HOST:
+            self._left[candidate.node.id] = _why(reason)
 
     async def close(self, *, finished: bool) -> None:
         """See `Sources`."""
@@ -103,42 +97,49 @@ class TreeSources:
             self._staying.cancel()
             await asyncio.wait([self._staying])
         self._counted.close()
-        if self._asks and not self._fetching:
-            self._seats.tell(self._told(RelayPhase.DONE if finished else RelayPhase.LEAVE))
+        if self._begun_at is not None and self.position == self._begun_at[1]:
+            self._seats.note_wait(self._image, time.monotonic() - self._begun_at[0])
+        done = finished and self.position == self._state.size_bytes
+        if self._asks and not self._fetching and (done or not self._seats.busy(self._digest)):
+            self._seats.tell(self._told(Phase.DONE if done else Phase.LEAVE))
+        if self._ancestors and not self._seats.busy(self._digest):
+            await self._note_ancestors(())
 
     async def _ask_until_told(self) -> Candidate:
+        await self._seats.all_told(self._digest)
         while self._asks < ASKS_MAX:
             self._asks += 1
             asked_at = time.monotonic()
             try:
-                answer, _ = await self._seats.tracker.relay(self._told(RelayPhase.ENTER))
+                answer, _ = await self._seats.tracker.relay(self._told(Phase.ENTER))
             except Unavailable as error:
                 log.info("no_tree", digest=str(self._digest), reason=error.reason)
+                self._relay.locator.rest()
                 return await self._ranked.next()
-            if isinstance(answer, RelayWait) and self.position == 0:
+            if isinstance(answer, Wait) and self.position == 0:
                 self._seats.note_wait(self._image, time.monotonic() - asked_at)
-                if not self._seats.may_wait(self._image):
+                if not self._seats.patience_seconds(self._image):
                     log.info("not_waited_longer", digest=str(self._digest), image=self._image)
                     break
-            elif not isinstance(answer, RelayWait):
+            elif not isinstance(answer, Wait):
                 return await self._accept(answer)
         raise BlobUnknown(self._digest)
 
     async def _accept(self, answer: RelayAnswer) -> Candidate:
         """Take the parent that a tracker names. Raises BlobUnknown: when it names none."""
         if isinstance(answer, RelayFollow):
-            await self._note_ancestors(answer)
+            await self._note_ancestors((answer.node.id, *answer.ancestors))
             return self._candidate(answer)
-        if isinstance(answer, RelayFetch):
+        if isinstance(answer, Fetch):
             self._fetching = True
+            await self._note_ancestors(())
             self._seats.fetch(self._digest, self._state.size_bytes, self.position, answer.token)
-        elif isinstance(answer, RelayRefused):
+        elif isinstance(answer, Refused):
             log.info("not_relayed", digest=str(self._digest), reason=answer.reason)
         raise BlobUnknown(self._digest)
 
-    async def _note_ancestors(self, answer: RelayFollow) -> None:
-        """Tell the own node from whom the bytes come, also when only an ancestor has changed."""
-        ancestors = (answer.node.id, *answer.ancestors)
+    async def _note_ancestors(self, ancestors: tuple[str, ...]) -> None:
+        """Tell the own node from whom the bytes come, also when only an ancestor has changed, or nobody is left."""
         if ancestors != self._ancestors:
             with contextlib.suppress(Unavailable):
                 await self._seats.own_node.note_ancestors(self._digest, ancestors)
@@ -150,19 +151,19 @@ class TreeSources:
         while True:
             await asyncio.sleep(again_after_seconds)
             try:
-                answer, again_after_seconds = await self._seats.tracker.relay(self._told(RelayPhase.STAY))
+                answer, again_after_seconds = await self._seats.tracker.relay(self._told(Phase.STAY))
             except Unavailable:
                 continue
             serving = self._parent.node.id if self._parent else ""
             if isinstance(answer, RelayFollow):
-                await self._note_ancestors(answer)
+                await self._note_ancestors((answer.node.id, *answer.ancestors))
                 if answer.node.id != serving:
                     log.info("parent_changed", digest=str(self._digest), old=serving, new=answer.node.id)
                     self._better = self._candidate(answer)
 
-    def _told(self, phase: RelayPhase) -> RelayAsk:
+    def _told(self, phase: Phase) -> RelayAsk:
         parent = self._parent.node.id if self._parent else ""
-        received = self._state.size_bytes if phase is RelayPhase.DONE else self.position
+        received = self._state.size_bytes if phase is Phase.DONE else self.position
         return RelayAsk(
             self._digest, phase, self._state.size_bytes, received, ingest_open=True, parent=parent, left=self._left
         )
@@ -179,3 +180,9 @@ class TreeSources:
 
     def _tier(self, node: Node) -> Tier:
         return tier_between(self._relay.asking.topology, node.topology)
+
+
+def _why(reason: StafettError | None) -> Left:
+    if reason is not None and waited(reason):
+        return Left.IDLE
+    return Left.DECLINED if reason is None or isinstance(reason, (Draining, Overloaded)) else Left.FAILED

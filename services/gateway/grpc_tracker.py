@@ -18,14 +18,12 @@ from stafett.common.cluster import Holder, Node
 from stafett.common.digest import Digest
 from stafett.common.errors import DigestInvalid, ManifestUnknown, Unavailable
 from stafett.common.grpc_transport import CONTROL_DEADLINE_SECONDS
+from stafett.common.relaying import Fetch, Left, Refused, Wait
 from stafett.gateway.ports import (
     PeerTally,
     RelayAnswer,
     RelayAsk,
-    RelayFetch,
     RelayFollow,
-    RelayRefused,
-    RelayWait,
     TagTarget,
 )
 from stafett.gateway.selection import Asking
@@ -51,6 +49,8 @@ class GrpcTracker:
     def __init__(self, channel: grpc.aio.Channel, asking: Asking) -> None:
         self._stub = tracker_pb2_grpc.TrackerServiceStub(channel)
         self._asking = asking
+        self.connected = False
+        """Whether a tracker tells us of node states now."""
 
     async def locate(self, digests: Sequence[Digest]) -> Mapping[Digest, tuple[Holder, ...]]:
         """See `ports.Tracker`."""
@@ -86,7 +86,10 @@ class GrpcTracker:
             phase=tracker_pb2.RelayPhase.ValueType(ask.phase.value),
             parent=ask.parent,
             token=ask.token,
-            left=[tracker_pb2.LeftParent(node_id=node_id, failed=failed) for node_id, failed in ask.left.items()],
+            left=[
+                tracker_pb2.LeftParent(node_id=node_id, failed=why is Left.FAILED, idle=why is Left.IDLE)
+                for node_id, why in ask.left.items()
+            ],
         )
         for tries_left in reversed(range(CALL_TRIES)):
             try:
@@ -151,12 +154,14 @@ class GrpcTracker:
                     if not isinstance(response, tracker_pb2.WatchResponse):
                         break
                     attempt = 0
+                    self.connected = True
                     _apply(response, nodes)
             except grpc.aio.AioRpcError as error:
                 log.info("watch_ended", status=error.code().name)
             except TimeoutError:
                 log.info("watch_ended", status="silent")
             finally:
+                self.connected = False
                 call.cancel()
             await asyncio.sleep(backoff_seconds(attempt, cap=2.0, rng=rng))
             attempt += 1
@@ -168,11 +173,11 @@ def _relay_answer(answer: tracker_pb2.RelayResponse) -> RelayAnswer:
             parent = answer.follow
             return RelayFollow(wire.node_from_wire(parent.node), parent.complete, tuple(parent.ancestors))
         case "fetch":
-            return RelayFetch(answer.fetch.token)
+            return Fetch(answer.fetch.token)
         case "refused":
-            return RelayRefused(answer.refused.reason)
+            return Refused(answer.refused.reason)
         case _:
-            return RelayWait()
+            return Wait()
 
 
 def _apply(response: tracker_pb2.WatchResponse, nodes: dict[str, Node]) -> None:

@@ -48,11 +48,17 @@ class Locator:
         self._answers: OrderedDict[Digest, _Answer] = OrderedDict()
         self._in_flight: dict[Digest, asyncio.Task[None]] = {}
         self._rest_until = 0.0
+        self.stale_lookups = 0
+        """Lookups answered from memory, however old, as no tracker answered."""
 
     @property
     def tracker_reachable(self) -> bool:
         """Whether the last call was answered."""
         return self._clock() >= self._rest_until
+
+    def rest(self) -> None:
+        """Leave the trackers alone for a moment: they have just not answered."""
+        self._rest_until = self._clock() + TRACKER_REST_SECONDS
 
     async def locate(self, digests: Sequence[Digest], *, fresh: bool = False) -> Mapping[Digest, tuple[Holder, ...]]:
         """Find holders of each digest, from memory where that is recent (`fresh` forbids that) or all there is."""
@@ -64,6 +70,8 @@ class Locator:
         calls = {self._in_flight[digest] for digest in wanted if digest in self._in_flight}
         if calls:
             await asyncio.wait(calls)
+        if wanted and not self.tracker_reachable:
+            self.stale_lookups += 1
         return {digest: self.remembered(digest) for digest in digests}
 
     def forget(self, digest: Digest, node_id: str) -> None:
@@ -88,7 +96,7 @@ class Locator:
         try:
             located = await self._tracker.locate(digests)
         except StafettError as error:
-            self._rest_until = self._clock() + TRACKER_REST_SECONDS
+            self.rest()
             log.warning("locate_failed", reason=str(error))
             return
         finally:

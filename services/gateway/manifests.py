@@ -75,7 +75,7 @@ class Manifests:
 
     async def _from_peers(self, digest: Digest, receiving: bool, image: str, limit: asyncio.Timeout) -> Document:
         for _ in range(CORRUPT_TRIES):
-            found = await self._sourcing.find(digest, receiving=receiving, image=image)
+            found = await self._sourcing.find(digest, receiving=receiving, ranged=False, image=image)
             if found is None:
                 break
             sources, size = found

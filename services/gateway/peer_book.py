@@ -111,5 +111,5 @@ class PeerBook:
 
     @property
     def streams_open(self) -> int:
-        """Streams open to all peers together."""
-        return sum(page.pending for page in self._pages.values())
+        """Streams open to all peers together; may be read from any thread."""
+        return sum(page.pending for page in list(self._pages.values()))

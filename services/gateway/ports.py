@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Protocol
 
 from stafett.common.blob_codec import Frame
 from stafett.common.cluster import Address, Holder, Node
 from stafett.common.digest import Digest
+from stafett.common.relaying import Fetch, Left, Phase, Refused, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +36,18 @@ class PeerTally:
     corrupt: set[Digest] = field(default_factory=set)
 
 
-class RelayPhase(Enum):
-    """What the host is doing with a blob, see `RelayPhase` in tracker.proto."""
-
-    ENTER = 1
-    STAY = 2
-    DONE = 3
-    LEAVE = 4
-
-
 @dataclass(frozen=True, slots=True)
 class RelayAsk:
     """What the host tells of a blob that it is receiving, see `RelayRequest` in tracker.proto."""
 
     digest: Digest
-    phase: RelayPhase
+    phase: Phase
     size_bytes: int
     received_bytes: int
     ingest_open: bool = False
     parent: str = ""
     token: int = 0
-    left: Mapping[str, bool] = field(default_factory=dict)
+    left: Mapping[str, Left] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +59,7 @@ class RelayFollow:
     ancestors: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RelayFetch:
-    """The host alone fetches it from upstream."""
-
-    token: int
-
-
-@dataclass(frozen=True, slots=True)
-class RelayWait:
-    """Ask again: the first bytes are awaited."""
-
-
-@dataclass(frozen=True, slots=True)
-class RelayRefused:
-    """Nobody can tell; the client gets it wherever it likes."""
-
-    reason: str
-
-
-RelayAnswer = RelayFollow | RelayFetch | RelayWait | RelayRefused
+RelayAnswer = RelayFollow | Fetch | Wait | Refused
 
 
 class Tracker(Protocol):
@@ -153,5 +125,5 @@ class OwnHost(Protocol):
         ...
 
     async def note_ancestors(self, digest: Digest, ancestors: Sequence[str]) -> None:
-        """Tell the node from whom its host gets a blob. Raises Unavailable."""
+        """Tell the node from whom its host gets a blob; empty: from no other host. Raises Unavailable."""
         ...

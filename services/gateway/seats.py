@@ -18,8 +18,9 @@ import structlog
 
 from stafett.common.digest import Digest
 from stafett.common.errors import Unavailable
+from stafett.common.relaying import Fetch, Phase
 from stafett.gateway.metrics import UPSTREAM_CLAIM, GatewayMetrics
-from stafett.gateway.ports import OwnHost, RelayAsk, RelayFetch, RelayPhase, Tracker
+from stafett.gateway.ports import OwnHost, RelayAsk, Tracker
 
 log = structlog.get_logger()
 
@@ -43,8 +44,8 @@ class _Patience:
         self.seconds += max(0.0, now - max(now - seconds, self.until))
         self.until = now
 
-    def left(self, now: float) -> bool:
-        return self.back(now) or self.seconds < PATIENCE_SECONDS
+    def left(self, now: float) -> float:
+        return PATIENCE_SECONDS if self.back(now) else max(0.0, PATIENCE_SECONDS - self.seconds)
 
     def back(self, now: float) -> bool:
         return now - self.since > PATIENCE_BACK_SECONDS
@@ -66,14 +67,24 @@ class Seats:
         self._group = group
         self._metrics = metrics
         self._clock = clock
-        self._claims: dict[Digest, asyncio.Task[None]] = {}
+        self._tokens: dict[Digest, int] = {}
+        self._telling: dict[Digest, asyncio.Task[None]] = {}
         self._receiving: Counter[Digest] = Counter()
         self._patience: dict[str, _Patience] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def busy(self, digest: Digest) -> bool:
         """Tell whether another client of this host is already getting the blob."""
-        return digest in self._claims or self._receiving[digest] > 0
+        return self.fetching(digest) or self._receiving[digest] > 0
+
+    def fetching(self, digest: Digest) -> bool:
+        """Tell whether this host fetches the blob from upstream, for all."""
+        return digest in self._tokens
+
+    @property
+    def claims(self) -> int:
+        """Number of blobs that this host fetches from upstream now."""
+        return len(self._tokens)
 
     @contextmanager
     def receiving(self, digest: Digest) -> Iterator[None]:
@@ -88,16 +99,23 @@ class Seats:
 
     def tell(self, ask: RelayAsk) -> None:
         """Tell the trackers something that needs no answer."""
-        self._go_on(self._tell(ask))
+        task = self._telling[ask.digest] = self._go_on(self._tell(ask))
+        task.add_done_callback(lambda told: self._telling.get(ask.digest) is told and self._telling.pop(ask.digest))
+
+    async def all_told(self, digest: Digest) -> None:
+        """Wait until the trackers have heard of a blob what they were told: a farewell must not overtake a new seat."""
+        if telling := self._telling.get(digest):
+            await asyncio.wait([telling])
 
     def fetch(self, digest: Digest, size_bytes: int, received_bytes: int, token: int) -> None:
         """Watch what the host fetches from upstream under a claim, and tell the trackers how far it is."""
-        if digest not in self._claims:
-            ask = RelayAsk(digest, RelayPhase.STAY, size_bytes, received_bytes, token=token)
-            self._claims[digest] = self._go_on(self._watch(ask))
+        watched = digest in self._tokens
+        self._tokens[digest] = token
+        if not watched:
+            self._go_on(self._watch(digest, size_bytes, received_bytes))
 
-    def may_wait(self, image: str) -> bool:
-        """Tell whether the clients of an image have any patience left."""
+    def patience_seconds(self, image: str) -> float:
+        """Tell how long the clients of an image may still wait for first bytes."""
         return self._patience.get(image, _Patience(self._clock())).left(self._clock())
 
     def note_wait(self, image: str, seconds: float) -> None:
@@ -125,10 +143,9 @@ class Seats:
         except Unavailable as error:
             log.info("relay_not_told", digest=str(ask.digest), phase=ask.phase.name, reason=error.reason)
 
-    async def _watch(self, ask: RelayAsk) -> None:
-        digest, size, received = ask.digest, ask.size_bytes, ask.received_bytes
+    async def _watch(self, digest: Digest, size: int, received: int) -> None:
         log.info("fetching_from_upstream", digest=str(digest), offset=received)
-        phase = RelayPhase.LEAVE
+        phase = Phase.LEAVE
         try:
             while True:
                 state = await self.own_node.receiving(digest, received, GROWTH_WAIT_SECONDS)
@@ -137,15 +154,16 @@ class Seats:
                 before, received = received, max(received, state.available_bytes)
                 self._metrics.count_bytes(UPSTREAM_CLAIM, received - before)
                 if state.open_ingests == 0:
-                    phase = RelayPhase.DONE
+                    phase = Phase.DONE
                     break
-                if not await self._keep(RelayAsk(digest, RelayPhase.STAY, size, received, token=ask.token)):
+                token = self._tokens[digest]
+                if not await self._keep(RelayAsk(digest, Phase.STAY, size, received, token=token)):
                     return
         except Unavailable as error:
             log.warning("claim_given_up", digest=str(digest), reason=error.reason, remedy="the own node must run")
         finally:
-            del self._claims[digest]
-        await self._tell(RelayAsk(digest, phase, size, received, token=ask.token))
+            token = self._tokens.pop(digest)
+        await self._tell(RelayAsk(digest, phase, size, received, token=token))
 
     async def _keep(self, ask: RelayAsk) -> bool:
         """Tell how far the fetch is, and rest; False if the claim is another's now."""
@@ -154,7 +172,7 @@ class Seats:
         except Unavailable:
             await asyncio.sleep(GROWTH_WAIT_SECONDS)
             return True
-        if not isinstance(answer, RelayFetch) or answer.token != ask.token:
+        if self._tokens[ask.digest] == ask.token and (not isinstance(answer, Fetch) or answer.token != ask.token):
             return False
         if ask.received_bytes:
             await asyncio.sleep(again_after_seconds)

@@ -11,7 +11,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from stafett.common.cluster import Address, check_node_id
 from stafett.common.errors import RequestInvalid
-from stafett.common.settings import ServiceSettings
+from stafett.common.settings import MetricsPort, ServiceSettings
 from stafett.common.topology import Topology
 
 
@@ -20,6 +20,7 @@ class GatewaySettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="STAFETT_GATEWAY_")
 
+    metrics_port: MetricsPort = 7466
     listen_port: int = Field(7462, ge=0, le=65535, description="Mirror port on loopback; 0 picks a free one.")
     tag_port: int = Field(
         7463, ge=0, le=65535, description="Port that also answers tags, while upstream is dead; 0 picks a free one."

@@ -28,22 +28,28 @@ class Sourcing:
         self._seats = seats
         self._follow = follow
 
-    async def find(self, digest: Digest, *, receiving: bool, image: str) -> tuple[Sources, int] | None:
+    async def find(self, digest: Digest, *, receiving: bool, ranged: bool, image: str) -> tuple[Sources, int] | None:
         """Find where a blob comes from, and its size in bytes; None if nobody has it.
 
         Args:
             receiving: whether the client is the host's container runtime, with a download open for the blob.
+            ranged: whether it asks for a range, and so may open several streams; those are for who has all of it.
             image: "registry/repository" that the client asks for.
         """
         candidates = await self._relay.candidates(digest)
         small = bool(candidates) and agreed_size(candidates) < SMALL_BYTES
-        if receiving and self._follow and not small:
+        follow = self._follow and receiving and not small and not (ranged and candidates)
+        if follow and self._relay.locator.tracker_reachable:
             tree = await self._tree(digest, image)
             if tree is not None:
                 return tree
         if not candidates:
             return None
         return RankedSources(self._relay, digest), agreed_size(candidates)
+
+    def fetching(self, digest: Digest) -> bool:
+        """Tell whether the host has been told to fetch a blob from upstream, for all."""
+        return self._seats.fetching(digest)
 
     async def _tree(self, digest: Digest, image: str) -> tuple[Sources, int] | None:
         try:

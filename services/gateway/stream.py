@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -32,10 +32,19 @@ class Wanted:
 
 
 class Stream:
-    """An asynchronous iterator of pieces, on its peer's page while it is open. Always `aclose` it."""
+    """An asynchronous iterator of pieces, on its peer's page while it is open. Always `aclose` it.
+
+    `unwanted` is asked while the peer has nothing new: whether to leave it at once.
+    """
 
     def __init__(
-        self, candidate: Candidate, wanted: Wanted, book: PeerBook, reader: PeerReader, stall_floor_seconds: float
+        self,
+        candidate: Candidate,
+        wanted: Wanted,
+        book: PeerBook,
+        reader: PeerReader,
+        stall_floor_seconds: float,
+        unwanted: Callable[[], bool] = lambda: False,
     ) -> None:
         self.candidate = candidate
         self.pace = Pace(stall_floor_seconds)
@@ -44,6 +53,7 @@ class Stream:
         self._book = book
         self._page = book.of(candidate.node)
         self._reader = reader
+        self._unwanted = unwanted
         self._opened_at = book.clock()
         self._pieces = self._run()
 
@@ -108,7 +118,7 @@ class Stream:
                     if frame.size_bytes != wanted.size_bytes and (frame.complete or frame.size_bytes):
                         raise Unavailable(node_id, f"it states {frame.size_bytes} bytes, others {wanted.size_bytes}")
                 elif isinstance(frame, Waiting):
-                    if self._book.clock() - asked_at > WAIT_SECONDS:
+                    if self._unwanted() or self._book.clock() - asked_at > WAIT_SECONDS:
                         raise Unavailable(node_id, WAITED)
                 else:
                     left -= len(frame)

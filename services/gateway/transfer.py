@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 import structlog
 
@@ -26,6 +27,7 @@ from stafett.common.errors import (
     Unavailable,
 )
 from stafett.gateway.byte_range import Span
+from stafett.gateway.metrics import FailoverReason
 from stafett.gateway.relay import Relay
 from stafett.gateway.running_digest import RunningDigest
 from stafett.gateway.selection import Candidate, worth_leaving
@@ -38,7 +40,14 @@ SLOW_SWITCHES_MAX = 3
 OVERDUE_SECONDS = 0.4
 """After so long without a first byte one more holder is asked each time, whatever the hedges have cost and whoever is
 left: a client that is told 404 after `first_piece_seconds` costs upstream more. Four are asked until then."""
-_HOLDER_FAILED = (Unavailable, Overloaded, BlobUnknown, Draining, RangeUnsatisfiable)
+_REASONS: dict[type[StafettError], FailoverReason] = {
+    Unavailable: "broken",
+    Overloaded: "full",
+    BlobUnknown: "gone",
+    Draining: "draining",
+    RangeUnsatisfiable: "other_size",
+}
+_HOLDER_FAILED = tuple(_REASONS)
 
 _Race = dict[asyncio.Task[memoryview | None], Stream]
 """Streams whose first piece is awaited."""
@@ -156,7 +165,8 @@ class Transfer:
 
     def _start(self, candidate: Candidate, race: _Race) -> None:
         wanted = Wanted(self._digest, self._size_bytes, self._position, self._end - self._position)
-        stream = Stream(candidate, wanted, self._relay.book, self._relay.reader, self._relay.stall_timeout_seconds)
+        relay, unwanted = self._relay, partial(self._sources.wants_to_leave, candidate)
+        stream = Stream(candidate, wanted, relay.book, relay.reader, relay.stall_timeout_seconds, unwanted)
         race[asyncio.ensure_future(stream.first())] = stream
 
     def _hedge(self, race: _Race, *, overdue: bool) -> None:
@@ -213,13 +223,18 @@ class Transfer:
                 self._relay.locator.forget(self._digest, node.id)
             case Unavailable() if not waited(error):
                 self._relay.outcomes.failed(stream)
-        stalled = isinstance(error, Unavailable) and error.reason == STALLED
-        self._count_failover(stream, STALLED if stalled else type(error).__name__, str(error))
+        self._count_failover(stream, _reason(error), str(error))
 
-    def _count_failover(self, stream: Stream, kind: str, reason: str) -> None:
+    def _count_failover(self, stream: Stream, kind: FailoverReason, reason: str) -> None:
         self._relay.metrics.count_failover(kind)
         node_id = stream.candidate.node.id
         log.info("holder_left", node=node_id, reason=reason, digest=str(self._digest), offset=self._position)
+
+
+def _reason(error: StafettError) -> FailoverReason:
+    if isinstance(error, Unavailable) and error.reason == STALLED:
+        return "stalled"
+    return "waited" if waited(error) else _REASONS[type(error)]
 
 
 async def _close(race: _Race) -> None:

@@ -26,6 +26,8 @@ class StreamSlots:
     taken: int = 0
     draining: bool = False
     leaving: bool = False
+    refused_full: int = 0
+    refused_draining: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while no stream runs."""
 
@@ -48,8 +50,10 @@ class StreamSlots:
             Overloaded: if all are taken. Draining: if the node is about to leave.
         """
         if self.draining:
+            self.refused_draining += 1
             raise Draining
         if self.taken >= self.limit:
+            self.refused_full += 1
             raise Overloaded("streams", self.limit)
         self.taken += 1
         self.idle.clear()

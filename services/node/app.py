@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from stafett.common.blob_rpc import BLOB_SERVICE, add_blob_service
 from stafett.common.cluster import Address
 from stafett.common.errors import StartupFailed
 from stafett.common.grpc_transport import bind, new_server
+from stafett.common.metrics_endpoint import metrics_endpoint
 from stafett.common.service import run_service, version
 from stafett.node.admission import StreamSlots, Throttle
 from stafett.node.containerd_store import ContainerdStore
 from stafett.node.health import HealthProbe, Tally
 from stafett.node.indexer import Indexer
 from stafett.node.layout_store import LayoutStore
+from stafett.node.metrics import node_registry
 from stafett.node.ports import ContentStore
 from stafett.node.servicer import BlobServicer
 from stafett.node.session import Identity, SessionThread
@@ -41,7 +44,7 @@ async def serve(settings: NodeSettings, stopping: asyncio.Event) -> None:
     """Run a node until told to stop, then drain it.
 
     Raises:
-        StartupFailed: if its port is taken.
+        StartupFailed: if a port is taken.
     """
     loop = asyncio.get_running_loop()
     disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
@@ -72,25 +75,40 @@ async def serve(settings: NodeSettings, stopping: asyncio.Event) -> None:
     spoilt, unfinished = SpoiltIngests(store), Unfinished(store, disk)
     throttle = Throttle(settings.upload_limit_bytes_per_second)
     add_blob_service(server, BlobServicer(store, indexer, spoilt, unfinished, slots, throttle, tally))
-    await server.start()
+    metrics = node_registry(slots, tally, indexer, lambda: session.registered)
+    try:
+        async with metrics_endpoint(metrics, settings.metrics_address):
+            await server.start()
+            for name in ("", BLOB_SERVICE):
+                await health.set(name, HealthCheckResponse.SERVING)
+            log.info("listening", host=settings.listen_host, port=port, node_id=settings.node_id)
+            loops = (indexer.run, spoilt.run, unfinished.run)
+            await _run(session, slots, loops, settings.drain_grace_seconds, stopping)
+    finally:
+        await server.stop(grace=0)
+        await store.close()
+        unfinished.close()
+
+
+async def _run(
+    session: SessionThread,
+    slots: StreamSlots,
+    loops: Sequence[Callable[[], Coroutine[None, None, None]]],
+    drain_grace_seconds: float,
+    stopping: asyncio.Event,
+) -> None:
     session.start()
-    for name in ("", BLOB_SERVICE):
-        await health.set(name, HealthCheckResponse.SERVING)
-    log.info("listening", host=settings.listen_host, port=port, node_id=settings.node_id)
     try:
         async with asyncio.TaskGroup() as group:
-            endless = [group.create_task(work) for work in (indexer.run(), spoilt.run(), unfinished.run())]
+            endless = [group.create_task(loop()) for loop in loops]
             await stopping.wait()
             slots.leave()
             session.drain()
-            await _until_idle(slots, settings.drain_grace_seconds)
+            await _until_idle(slots, drain_grace_seconds)
             for task in endless:
                 task.cancel()
     finally:
         await asyncio.to_thread(session.stop)
-        await server.stop(grace=0)
-        await store.close()
-        unfinished.close()
 
 
 def _open_store(settings: NodeSettings, disk: Executor) -> ContentStore:

@@ -17,6 +17,8 @@ class Tally:
     """Counters that the streams feed."""
 
     sent_bytes: int = 0
+    sent_unfinished_bytes: int = 0
+    """Those of `sent_bytes` that came out of downloads under way."""
     disk_errors: int = 0
 
 

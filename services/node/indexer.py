@@ -52,6 +52,8 @@ class Indexer:
         self._missing: set[Digest] = set()
         self._discarding_reported = False
         self.store_available = False
+        self.listed_at = time.monotonic()
+        """When the list was last known to be true; at first, when this process started."""
 
     async def run(self) -> None:
         """Keep the inventory true, for ever."""
@@ -64,6 +66,16 @@ class Indexer:
     def held_bytes(self) -> int:
         """Bytes of all held blobs."""
         return sum(self._blobs.values())
+
+    @property
+    def held_blobs(self) -> int:
+        """Number of held blobs."""
+        return len(self._blobs)
+
+    @property
+    def condemned_blobs(self) -> int:
+        """Number of blobs in the store that are not shared, as their bytes are wrong."""
+        return len(self._condemned)
 
     def size_of(self, digest: Digest) -> int | None:
         """Tell the size of a held blob."""
@@ -128,6 +140,7 @@ class Indexer:
             try:
                 await self._list()
                 self.store_available = True
+                self.listed_at = time.monotonic()
             except Unavailable as error:
                 log.info("listing_failed", part=error.part, reason=error.reason)
                 self.store_available = False

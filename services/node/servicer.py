@@ -200,7 +200,8 @@ class BlobServicer:
         self, reader: BlobReader | UnfinishedBlob, offset: int, length: int
     ) -> AsyncGenerator[Frame, None]:
         sent = 0
-        frame = FrameSize(max_bytes=FRAME_FOLLOWED_BYTES if isinstance(reader, UnfinishedBlob) else CHUNK_BYTES)
+        unfinished = isinstance(reader, UnfinishedBlob)
+        frame = FrameSize(max_bytes=FRAME_FOLLOWED_BYTES if unfinished else CHUNK_BYTES)
         try:
             async for chunk in reader.chunks(offset, length):
                 if isinstance(chunk, Waiting):
@@ -211,6 +212,8 @@ class BlobServicer:
                     await self._throttle.pass_(len(piece))
                     sent += len(piece)
                     self._tally.sent_bytes += len(piece)
+                    if unfinished:
+                        self._tally.sent_unfinished_bytes += len(piece)
                     yield piece
                     frame.sent(len(piece), time.monotonic() - started_at)
         except OSError as error:

@@ -66,6 +66,11 @@ class SessionThread:
         self._session = Session(target, tls, identity, health, on_drain)
         self._thread = threading.Thread(target=self._run, name="tracker-session", daemon=True)
 
+    @property
+    def registered(self) -> bool:
+        """Whether a tracker has this node's session now; may be read from any thread."""
+        return self._session.registered
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
@@ -112,7 +117,7 @@ class Session:
         self._writing = asyncio.Lock()
         self._draining = False
         self._drain_told = False
-        self._registered = False
+        self.registered = False
 
     def publish(self, blobs: Mapping[Digest, int], images: Mapping[str, HeldImage]) -> None:
         """See `SessionThread.publish`."""
@@ -165,17 +170,17 @@ class Session:
     async def _one_session(self, stub: tracker_pb2_grpc.TrackerServiceAsyncStub) -> tuple[str, bool]:
         """Register and stay until it ends; tell why it did, and whether it had registered."""
         call = stub.Session(timeout=SESSION_SECONDS)
-        self._registered = False
         try:
-            return await self._converse(call), self._registered
+            return await self._converse(call), self.registered
         finally:
+            self.registered = False
             call.cancel()
 
     async def _converse(self, call: Call) -> str:
         reason = "the tracker ended it"
         try:
             granted = await self._register(call)
-            self._registered = True
+            self.registered = True
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read(call))
                 group.create_task(self._announce(call))

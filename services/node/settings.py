@@ -11,7 +11,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from stafett.common.cluster import check_node_id
 from stafett.common.errors import RequestInvalid
-from stafett.common.settings import ServiceSettings
+from stafett.common.settings import MetricsPort, ServiceSettings
 from stafett.common.topology import Topology
 
 
@@ -20,6 +20,7 @@ class NodeSettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="STAFETT_NODE_")
 
+    metrics_port: MetricsPort = 7465
     node_id: str = Field(default_factory=socket.gethostname, description="Name of this node, unique in the cluster.")
     listen_host: str = Field("127.0.0.1", min_length=1, description="Address that the node's gRPC service listens on.")
     listen_port: int = Field(7461, ge=0, le=65535, description="Port of the gRPC service; 0 picks a free one.")

@@ -205,6 +205,7 @@ class UnfinishedBlob:
                 if chunk:
                     yield chunk
                     offset, grown_at = offset + len(chunk), time.monotonic()
+                    highest = max(highest, offset)
                     if len(chunk) < GATHER_BYTES:
                         await asyncio.sleep(GATHER_SECONDS)
                     continue
@@ -248,6 +249,8 @@ class UnfinishedBlob:
     @property
     def _committed(self) -> bool:
         """Whether the file has another name now, so that nothing more will come."""
+        if self._path == self._ingest.blob:
+            return True
         try:
             return os.stat(self._path).st_ino != os.fstat(self._fd).st_ino
         except FileNotFoundError:

@@ -15,6 +15,7 @@ from grpc_health.v1.health import aio as health_aio
 from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
 from stafett.common.cluster import Address
 from stafett.common.grpc_transport import bind, new_server
+from stafett.common.metrics_endpoint import metrics_endpoint
 from stafett.common.service import run_service
 from stafett.tracker.fellows import Fellows
 from stafett.tracker.health_view import HealthView
@@ -24,6 +25,7 @@ from stafett.tracker.lease_renewals import LeaseRenewals
 from stafett.tracker.lookup import Lookup
 from stafett.tracker.membership import Membership
 from stafett.tracker.membership_store import MembershipStore
+from stafett.tracker.metrics import TrackerCollector
 from stafett.tracker.outcomes import Outcomes
 from stafett.tracker.probe import grpc_probe, grpc_verify
 from stafett.tracker.redis_link import RedisLink, RedisPlace
@@ -85,8 +87,10 @@ async def serve(
         fellows.run,
         partial(housekeeping.forget_nodes, settings.forget_after_seconds),
     )
+    metrics = TrackerCollector(link, membership, housekeeping, relays, fellows, servicer).registry()
     try:
-        await _run(settings, servicer, fellows, loops, stopping, listening)
+        async with metrics_endpoint(metrics, settings.metrics_address):
+            await _run(settings, servicer, fellows, loops, stopping, listening)
     finally:
         await link.close()
 

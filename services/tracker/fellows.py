@@ -53,13 +53,21 @@ class Fellows:
         try:
             while True:
                 with contextlib.suppress(Unavailable):
+                    before = self._live
                     self._live = tuple(map(str, await self._link.run("meet_fellows", _KEYS, [self._own, LIVE_MS])))
+                    for gone in self._channels.keys() - {*self._live, *before}:
+                        await self._channels.pop(gone).close()
                 await asyncio.sleep(SIGN_SECONDS)
         finally:
             for channel in self._channels.values():
                 await channel.close()
             with contextlib.suppress(Unavailable):
                 await self._link.run("meet_fellows", _KEYS, [self._own, 0])
+
+    @property
+    def live(self) -> int:
+        """Number of live replicas, this one included."""
+        return len({self._own, *self._live})
 
     def other_owner(self, digest: Digest) -> str | None:
         """Tell which other replica decides about a digest; None if this one does."""

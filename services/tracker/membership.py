@@ -77,6 +77,11 @@ class Membership:
         """All known nodes by id."""
         return self._members
 
+    @property
+    def watchers(self) -> int:
+        """Number of those who watch."""
+        return len(self._watchers)
+
     def ordered_to_drain(self, node_id: str) -> bool:
         """Tell whether an operator wants the node out of service."""
         member = self._members.get(node_id)

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 
+from stafett.common.relaying import Fetch, Left, Phase, Refused, Wait
 from stafett.common.topology import Topology
 from stafett.tracker.relay_pace import SLOW_WORDS, better_last, falls_behind
 from stafett.tracker.relay_placement import LINK_BYTES_PER_SECOND, Openings
-from stafett.tracker.relay_tree import NO_PARENT, Claim, Seat, Tree
+from stafett.tracker.relay_tree import CLAIM, NO_PARENT, Claim, Seat, Tree
 
 FIRST_BYTE_SECONDS = 10.0
 """After the first grant; then a digest without a byte is overdue."""
 OVERDUE_SECONDS = 30.0
 GROWTH_SECONDS = 10.0
 """A claim that brings nothing for so long is lost."""
+UNHEARD_CLAIMANT_SECONDS = 5.0
+"""The same if the claimant's gateway has told nothing for so long, plus twice what it may rest."""
 SILENT_CLAIMANT_SECONDS = 1.5
 """The same at once if a follower says that the claimant failed it, and nobody has heard of that one for so long."""
+IDLE_LAG_BYTES = 4 * 1024 * 1024
+"""A host that has nothing new, though its own source is so far ahead, is stuck."""
 FRUITLESS_CLAIMS = 2
 FRUITLESS_SECONDS = 5.0
 UNSEEN_SECONDS = 20.0
@@ -37,18 +41,9 @@ MOVE_LEAD_BYTES = 1024 * 1024
 """A host that is this little ahead loses nothing when another one is put before it."""
 
 
-class Phase(Enum):
-    """What a host is doing, see `RelayPhase` in tracker.proto."""
-
-    ENTER = 1
-    STAY = 2
-    DONE = 3
-    LEAVE = 4
-
-
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a host tells, see `RelayRequest`. `left` maps parents it has turned away from to whether they failed."""
+    """What a host tells, see `RelayRequest`. `left` maps parents it has turned away from to the reason."""
 
     node_id: str
     place: Topology
@@ -58,7 +53,7 @@ class Ask:
     ingest_open: bool = False
     parent: str = NO_PARENT
     token: int = 0
-    left: Mapping[str, bool] = field(default_factory=dict)
+    left: Mapping[str, Left] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +63,6 @@ class Follow:
     parent: str
     complete: bool
     ancestors: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """Get the bytes from upstream."""
-
-    token: int
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Ask again: the first bytes are awaited."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Get the bytes elsewhere."""
-
-    reason: str
 
 
 Answer = Follow | Fetch | Wait | Refused
@@ -128,11 +104,13 @@ def stay_seconds(tree: Tree) -> float:
 
 
 def _tidy(tree: Tree, view: View) -> None:
-    """Forget hosts that nobody has heard of, and a claim that is lost."""
+    """Forget hosts that nobody has heard of, a deadline that nobody waits for any more, and a claim that is lost."""
     unseen = UNSEEN_SECONDS + 4 * stay_seconds(tree)
     for node_id, seat in list(tree.seats.items()):
         if view.now - seat.seen_at > (DONE_SECONDS if seat.done else unseen):
             tree.remove(node_id)
+    if not tree.seats:
+        tree.awaited_since, tree.fruitless_claims = 0.0, 0
     claim = tree.claim
     if claim is None:
         return
@@ -140,8 +118,9 @@ def _tidy(tree: Tree, view: View) -> None:
         _lose_claim(tree, view.now)
         _refuse(tree, view.now + OVERDUE_SECONDS)
         return
-    stale = view.now - claim.grew_at > GROWTH_SECONDS
-    if stale or claim.node_id not in tree.seats or not view.in_service(claim.node_id):
+    claimant = tree.seats.get(claim.node_id)
+    heard = claimant and view.now - claimant.seen_at <= UNHEARD_CLAIMANT_SECONDS + 2 * stay_seconds(tree)
+    if not heard or view.now - claim.grew_at > GROWTH_SECONDS or not view.in_service(claim.node_id):
         _lose_claim(tree, view.now)
 
 
@@ -165,15 +144,12 @@ def _refuse(tree: Tree, until: float) -> None:
 def _settled(tree: Tree, ask: Ask, view: View) -> Answer | None:
     """Note what a host tells; answer it unless it needs a parent."""
     if ask.phase is Phase.LEAVE:
-        if tree.claim and tree.claim.node_id == ask.node_id:
-            _lose_claim(tree, view.now)
-        tree.remove(ask.node_id)
-        return Refused("it has left")
+        return _leave(tree, ask, view.now)
     before = tree.seats[ask.node_id].received_bytes if ask.node_id in tree.seats else 0
     seat = _seat(tree, ask, view)
-    for node_id, failed in ask.left.items():
-        _note_left(tree, node_id, failed, view)
-    claim = tree.claim if tree.claim and tree.claim.node_id == ask.node_id else None
+    for node_id, why in ask.left.items():
+        _note_left(tree, node_id, why, view)
+    claim = _claim_of(tree, ask, before, view.now)
     if claim and (ask.phase is Phase.DONE or ask.received_bytes > max(before, claim.from_bytes)):
         _note_growth(tree, claim, view.now)
     if ask.phase is Phase.DONE:
@@ -181,8 +157,37 @@ def _settled(tree: Tree, ask: Ask, view: View) -> Answer | None:
         return Refused("it has all of it")
     if claim:
         return Fetch(claim.token)
-    if ask.phase is Phase.STAY and _may_stay(tree, ask, view):
-        return Follow(seat.parent, seat.parent in view.complete, tree.ancestors(seat.parent))
+    if ask.phase is Phase.STAY and ask.token:
+        return Wait()  # it fetches under a claim that it has lost
+    return _where_it_is(tree, ask, view)
+
+
+def _leave(tree: Tree, ask: Ask, now: float) -> Answer:
+    """Take a host's seat, and its claim; a word that names an older claim changes nothing."""
+    if tree.claim and tree.claim.node_id == ask.node_id:
+        if ask.token not in (0, tree.claim.token):
+            return Refused("it has come back meanwhile")
+        _lose_claim(tree, now)
+    tree.remove(ask.node_id)
+    return Refused("it has left")
+
+
+def _claim_of(tree: Tree, ask: Ask, before: int, now: float) -> Claim | None:
+    """Find the claim of the host that asks; a lost one comes back if its fetch grows and nobody has a newer one."""
+    claim = tree.claim
+    if claim is None and ask.phase is Phase.STAY and ask.token >= max(1, tree.token) and ask.received_bytes > before:
+        tree.token = ask.token
+        tree.attach(ask.node_id, NO_PARENT)
+        tree.set_claim(claim := Claim(ask.node_id, ask.token, before, now, now))
+    return claim if claim and claim.node_id == ask.node_id else None
+
+
+def _where_it_is(tree: Tree, ask: Ask, view: View) -> Follow | None:
+    """Let a host keep its parent, also one that has nothing new if that is not its fault."""
+    parent = tree.seats[ask.node_id].parent
+    waits = ask.left.get(parent) is Left.IDLE and _fed(tree, parent, view)
+    if (ask.phase is Phase.STAY or waits) and _may_stay(tree, ask, view):
+        return Follow(parent, parent in view.complete, tree.ancestors(parent))
     return None
 
 
@@ -202,15 +207,15 @@ def _seat(tree: Tree, ask: Ask, view: View) -> Seat:
     known = seat is not None and seat.bytes_per_second > 0
     if seat is None:
         parent = NO_PARENT if ask.parent in tree.below(ask.node_id) else ask.parent
-        seat = tree.sit(ask.node_id, Seat(ask.place, parent, ask.received_bytes, seen_at=now))
-    elif ask.phase is Phase.STAY and now - seat.seen_at >= STAY_SECONDS / 2:
-        rate = max(0, ask.received_bytes - seat.received_bytes) / (now - seat.seen_at)
-        seat.bytes_per_second += RATE_WEIGHT * (rate - seat.bytes_per_second) if seat.bytes_per_second else rate
+        seat = tree.sit(ask.node_id, Seat(ask.place, parent, ask.received_bytes))
+    elif ask.phase is Phase.STAY and now - seat.heard_at >= STAY_SECONDS / 2:
+        if seat.heard_at:
+            rate = max(0, ask.received_bytes - seat.received_bytes) / (now - seat.heard_at)
+            seat.bytes_per_second += RATE_WEIGHT * (rate - seat.bytes_per_second) if seat.bytes_per_second else rate
         seat.received_bytes = ask.received_bytes
-        seat.seen_at = now
     else:
         seat.received_bytes = max(seat.received_bytes, ask.received_bytes)
-        seat.seen_at = now
+    seat.seen_at = seat.heard_at = now
     seat.done = False
     if ask.phase is Phase.STAY and known and not seat.slow:
         weight = falls_behind(tree, seat, view.link_bytes_per_second)
@@ -223,20 +228,44 @@ def _seat(tree: Tree, ask: Ask, view: View) -> Seat:
     return seat
 
 
-def _note_left(tree: Tree, node_id: str, failed: bool, view: View) -> None:
-    """Nobody new follows who was left, but a claimant that had nothing new for long: that is upstream's fault."""
+def _note_left(tree: Tree, node_id: str, why: Left, view: View) -> None:
+    """Nobody new follows who failed or is stuck; a claimant that fails and is silent has lost its claim."""
     seat = tree.seats.get(node_id)
-    if seat is None:
+    if seat is None or not _at_fault(tree, node_id, why, view) or why is Left.DECLINED:
         return
-    fetching = tree.claim is not None and tree.claim.node_id == node_id
-    if not seat.blocked and not seat.done and (failed or not fetching):
+    if not seat.blocked and not seat.done:
         seat.blocked = True
         tree.changed.add(node_id)
-    if failed and fetching and view.now - seat.seen_at > SILENT_CLAIMANT_SECONDS:
+    fetching = tree.claim is not None and tree.claim.node_id == node_id
+    if fetching and view.now - seat.seen_at > SILENT_CLAIMANT_SECONDS:
         _lose_claim(tree, view.now)
 
 
+def _at_fault(tree: Tree, node_id: str, why: Left, view: View) -> bool:
+    """Tell whether a parent that a host has left is not for it any more: waiting for its own source is no fault."""
+    seat = tree.seats.get(node_id)
+    if why is not Left.IDLE or seat is None or seat.done or node_id in view.complete:
+        return True
+    if tree.claim and tree.claim.node_id == node_id:
+        return False  # upstream's fault, and for `_tidy` to judge
+    source = tree.seats.get(seat.parent)
+    ahead = source is not None and (source.done or source.received_bytes - seat.received_bytes > IDLE_LAG_BYTES)
+    return ahead or seat.parent in view.complete or view.now - seat.seen_at > HEIR_SECONDS + 2 * stay_seconds(tree)
+
+
+def _fed(tree: Tree, node_id: str, view: View) -> bool:
+    """Tell whether bytes may still come through a node: its path ends at a claim, or at one that has all of it."""
+    path = (node_id, *tree.ancestors(node_id))
+    root = tree.seats.get(path[-1])
+    fetches = tree.claim is not None and tree.claim.node_id == path[-1]
+    return (fetches or path[-1] in view.complete or (root is not None and root.done)) and all(
+        map(view.in_service, path)
+    )
+
+
 def _note_growth(tree: Tree, claim: Claim, now: float) -> None:
+    if claim.fruitless:
+        tree.changed.add(CLAIM)
     tree.set_claim(replace(claim, grew_at=max(now, claim.granted_at + 1e-6)))
     tree.awaited_since = 0.0
     tree.fruitless_claims = 0
@@ -245,7 +274,7 @@ def _note_growth(tree: Tree, claim: Claim, now: float) -> None:
 def _may_stay(tree: Tree, ask: Ask, view: View) -> bool:
     """Tell whether a host keeps its parent: one in service, not the reason why it is slow, nor held up by it."""
     parent_id = tree.seats[ask.node_id].parent
-    if parent_id in (NO_PARENT, *ask.left) or not view.in_service(parent_id):
+    if parent_id == NO_PARENT or parent_id in _shunned(tree, ask, view) or not view.in_service(parent_id):
         return False
     if better_last(tree, ask.node_id, view.in_service, view.link_bytes_per_second):
         return False
@@ -253,10 +282,13 @@ def _may_stay(tree: Tree, ask: Ask, view: View) -> bool:
     return parent is None or parent_id in view.complete or not parent.slow
 
 
+def _shunned(tree: Tree, ask: Ask, view: View) -> set[str]:
+    """Whom a host is not sent to (again)."""
+    return {node_id for node_id, why in ask.left.items() if _at_fault(tree, node_id, why, view)}
+
+
 def _place(tree: Tree, ask: Ask, view: View, openings: Openings) -> Answer:
-    claimant = tree.claim.node_id if tree.claim else NO_PARENT
-    left = {node_id for node_id, failed in ask.left.items() if failed or node_id != claimant}
-    barred = tree.below(ask.node_id) | left
+    barred = tree.below(ask.node_id) | _shunned(tree, ask, view)
     taken = openings.take(ask.place, barred, lambda child: _may_move(tree, child, ask, view))
     if taken is not None:
         parent, moved = taken

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stafett.tracker.relay_placement import fan_out, load
+from stafett.tracker.relay_placement import HOP_BYTES, fan_out, load
 from stafett.tracker.relay_tree import NO_PARENT, Seat, Tree
 
 SLOW_SHARE = 0.6
 SLOW_LAG_SECONDS = 2.0
-"""So far a host has to be behind its parent, too, before it is left: one lost packet makes a slow second."""
+"""So far a host has to be behind its parent, too, before it is left: one lost packet makes a slow second.
+And by more than two hops' bytes, which a host lags anyway where links are slow."""
 CRAWL_SHARE = 0.4
 CRAWL_LAG_SECONDS = 1.0
 SLOW_WORDS = 3.0
@@ -49,6 +50,8 @@ def falls_behind(tree: Tree, seat: Seat, link_bytes_per_second: float) -> float:
     if not source.done:
         expected = min(expected, source.bytes_per_second)
     lag = source.received_bytes - seat.received_bytes
+    if lag <= 2 * HOP_BYTES:
+        return 0.0
     if seat.bytes_per_second < CRAWL_SHARE * expected and lag > CRAWL_LAG_SECONDS * expected:
         return 1.5
     return float(seat.bytes_per_second < SLOW_SHARE * expected and lag > SLOW_LAG_SECONDS * expected)

@@ -77,7 +77,7 @@ class Openings:
 
         def key(each: tuple[str, Topology]) -> tuple[bool, bool, Topology, str]:
             node_id, place = each
-            return node_id in last, _zone(place) not in self._by_zone, place, node_id
+            return node_id in last, zone_of(place) not in self._by_zone, place, node_id
 
         return [node_id for node_id, _ in sorted(places, key=key)]
 
@@ -88,7 +88,7 @@ class Openings:
         another zone, if that one may be moved (the second name: it follows the newcomer then); else the nearest with
         room, else the least loaded.
         """
-        zone = _zone(place)
+        zone = zone_of(place)
         best = [self._best_at(zone, place, barred, distance) for distance in range(3)]
         if best[0] and best[0][0] and (exit_ := self._way_out(zone, barred, may_move)):
             return exit_
@@ -114,10 +114,10 @@ class Openings:
         self._note_exits(node_id)
 
     def _note_exits(self, node_id: str) -> None:
-        zone = _zone(self._places[node_id])
+        zone = zone_of(self._places[node_id])
         for child in self._tree.children(node_id):
             seat = self._tree.seats[child]
-            if not seat.done and _zone(seat.place) != zone:
+            if not seat.done and zone_of(seat.place) != zone:
                 self._exits.setdefault(zone, set()).add((node_id, child))
 
     def _way_out(
@@ -138,7 +138,7 @@ class Openings:
         return min(filter(None, (self._best(other, place, barred) for other in zones)), default=None)
 
     def _offer(self, node_id: str) -> None:
-        heapq.heappush(self._by_zone.setdefault(_zone(self._places[node_id]), []), self._key(node_id))
+        heapq.heappush(self._by_zone.setdefault(zone_of(self._places[node_id]), []), self._key(node_id))
 
     def _key(self, node_id: str) -> tuple[bool, float, int, str]:
         load = self._loads[node_id]
@@ -196,5 +196,6 @@ def _distance(zone: Topology, other: Topology) -> int:
     return 0 if zone == other else 1 if zone.region == other.region else 2
 
 
-def _zone(place: Topology) -> Topology:
+def zone_of(place: Topology) -> Topology:
+    """Tell a place without its rack."""
     return Topology(place.region, place.zone)

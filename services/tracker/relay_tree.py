@@ -7,7 +7,7 @@ changes in the structure is noted in `changed`, so that a store can write just t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stafett.common.topology import Topology
 
@@ -19,7 +19,8 @@ class Seat:
     """A host that is receiving the blob, or has just received all of it (`done`).
 
     `parent` is the node it gets the bytes from, `NO_PARENT` while it waits or fetches from upstream. Times are Unix
-    seconds. Nobody new follows a `blocked` one, which failed a follower, or a `slow` one, whose followers move away.
+    seconds; `heard_at` is 0 until this replica has heard of the host. Nobody new follows a `blocked` one, which failed
+    a follower, or a `slow` one, whose followers move away.
     """
 
     place: Topology
@@ -32,6 +33,7 @@ class Seat:
     slow: bool = False
     behind: float = 0.0
     """How often in a row it has told that it is far behind its parent."""
+    heard_at: float = 0.0
 
     @property
     def leaf(self) -> bool:
@@ -94,6 +96,13 @@ class Tree:
         if seat is not None:
             self._children[seat.parent].discard(node_id)
             self.changed.add(node_id)
+
+    def resume(self, now: float) -> None:
+        """Go on with a tree that another replica may have decided about: hosts tell it progress that is not saved."""
+        for seat in self.seats.values():
+            seat.seen_at = max(seat.seen_at, now)
+        if self.claim and not self.claim.fruitless:
+            self.claim = replace(self.claim, grew_at=now)
 
     def forget_saved(self) -> None:
         """Nothing of it is saved (any more): all of it has changed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -18,13 +18,14 @@ import structlog
 from stafett.common.cluster import NodeState
 from stafett.common.digest import Digest
 from stafett.common.errors import Unavailable
+from stafett.common.relaying import Refused, Wait
 from stafett.common.topology import Topology
 from stafett.tracker.lookup import Lookup, Question
 from stafett.tracker.membership import Membership
-from stafett.tracker.relay_decision import Answer, Ask, Refused, View, Wait, decide, stay_seconds
-from stafett.tracker.relay_placement import LINK_BYTES_PER_SECOND
-from stafett.tracker.relay_tree import Tree
-from stafett.tracker.tree_store import TreeStore
+from stafett.tracker.relay_decision import Answer, Ask, View, decide, stay_seconds
+from stafett.tracker.relay_placement import LINK_BYTES_PER_SECOND, zone_of
+from stafett.tracker.relay_tree import CLAIM, Tree
+from stafett.tracker.tree_store import KEEP_SECONDS, TreeStore
 
 log = structlog.get_logger()
 
@@ -39,19 +40,29 @@ LINK_FADES = 0.999
 SLOW_KEPT_SECONDS = 600.0
 """So long a host that was slow in one tree is put last in others."""
 
-_Asked = tuple[Ask, asyncio.Future[Answer]]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """A question, and where its answer goes. Lines of thousands are searched by identity."""
+
+    ask: Ask
+    answer: asyncio.Future[Answer]
+
+
+_Line = dict[_Asked, None]
+"""Questions in the order in which they came."""
 
 
 @dataclass
 class _Desk:
-    """One digest: its tree, who waits for a decision, and who for the first bytes."""
+    """One digest: its tree, who waits for a decision, and who for the first bytes. `complete`: holders near a zone."""
 
     tree: Tree | None = None
-    pending: list[_Asked] = field(default_factory=list)
-    waiting: list[_Asked] = field(default_factory=list)
+    pending: _Line = field(default_factory=dict)
+    waiting: _Line = field(default_factory=dict)
     work: asyncio.Task[None] | None = None
-    complete: Mapping[str, Topology] = field(default_factory=dict)
-    complete_at: float = 0.0
+    complete: dict[Topology, tuple[float, Mapping[str, Topology]]] = field(default_factory=dict)
+    saved_at: float = 0.0
     used_at: float = 0.0
 
 
@@ -81,23 +92,27 @@ class Relays:
             for task in self._tasks:
                 task.cancel()
 
+    @property
+    def trees(self) -> int:
+        """Number of blobs that hosts asked about within the last minute."""
+        return len(self._desks)
+
     async def answer(self, digest: Digest, ask: Ask) -> tuple[Answer, float]:
         """Tell a host where it gets a blob, and in how many seconds it should tell how far it is."""
         self._membership.require_loaded()
         desk = self._desks.setdefault(digest, _Desk())
         desk.used_at = time.time()
-        asked = (ask, asyncio.get_running_loop().create_future())
-        desk.pending.append(asked)
+        asked = _Asked(ask, asyncio.get_running_loop().create_future())
+        desk.pending[asked] = None
         self._get_to_work(digest, desk)
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                answer = await asked[1]
+                answer = await asked.answer
         except TimeoutError:
             answer = Wait()
         finally:
             for line in (desk.waiting, desk.pending):
-                with contextlib.suppress(ValueError):
-                    line.remove(asked)
+                line.pop(asked, None)
         return answer, stay_seconds(desk.tree or Tree())
 
     def _get_to_work(self, digest: Digest, desk: _Desk) -> None:
@@ -113,7 +128,7 @@ class Relays:
         except Exception:
             log.exception("relay_decision_failed", digest=str(digest), remedy="please report this")
             _settle([*desk.pending, *desk.waiting], lambda _: Refused("internal error"))
-            desk.pending, desk.waiting, desk.tree = [], [], None
+            desk.pending, desk.waiting, desk.tree = {}, {}, None
         finally:
             desk.work = None
 
@@ -122,15 +137,16 @@ class Relays:
         batch = _one_each(desk.pending)
         before = _news(desk.tree)
         try:
-            answers = await self._decide(digest, desk, [ask for ask, _ in batch])
+            answers = await self._decide(digest, desk, [asked.ask for asked in batch])
         except BaseException:
             _settle(batch, lambda _: Refused("internal error"))
             raise
         if _news(desk.tree) != before:
-            desk.pending += desk.waiting
-            desk.waiting = []
-        desk.waiting += [asked for asked in batch if isinstance(answers[asked[0].node_id], Wait)]
-        _settle([asked for asked in batch if asked not in desk.waiting], lambda ask: answers[ask.node_id])
+            desk.pending |= desk.waiting
+            desk.waiting = {}
+        waiting = {asked: None for asked in batch if isinstance(answers[asked.ask.node_id], Wait)}
+        desk.waiting |= waiting
+        _settle([asked for asked in batch if asked not in waiting], lambda ask: answers[ask.node_id])
 
     async def _decide(self, digest: Digest, desk: _Desk, asks: Sequence[Ask]) -> Mapping[str, Answer]:
         for _ in range(SAVE_TRIES):
@@ -138,10 +154,13 @@ class Relays:
                 desk.tree = await self._load(digest)
             answers = decide(desk.tree, asks, await self._view(digest, desk, asks))
             self._learn(desk.tree, asks)
+            if time.time() - desk.saved_at > KEEP_SECONDS / 4:
+                desk.tree.changed.add(CLAIM)  # a tree that does not change must not run out in Redis
             if not desk.tree.changed:
                 return answers
             try:
                 if await self._save(digest, desk.tree):
+                    desk.saved_at = time.time()
                     return answers
             except Unavailable:
                 return answers
@@ -158,19 +177,25 @@ class Relays:
         return await self._store.save(digest, tree)
 
     async def _load(self, digest: Digest) -> Tree:
-        try:
-            return await self._store.load(digest) if self._store.available else Tree()
-        except Unavailable:
-            return Tree()
+        tree = Tree()
+        if self._store.available:
+            with contextlib.suppress(Unavailable):
+                tree = await self._store.load(digest)
+        tree.resume(time.time())
+        return tree
 
     async def _view(self, digest: Digest, desk: _Desk, asks: Sequence[Ask]) -> View:
         now = time.time()
-        if now - desk.complete_at > COMPLETE_FRESH_SECONDS:
-            [holders], _ = await self._lookup.locate([digest], Question("", asks[0].place, HOLDERS))
-            desk.complete = {holder.node.id: holder.node.topology for holder in holders}
-            desk.complete_at = now
+        desk.complete = {
+            zone: found for zone, found in desk.complete.items() if now - found[0] <= COMPLETE_FRESH_SECONDS
+        }
+        for zone, place in {zone_of(ask.place): ask.place for ask in asks}.items():
+            if zone not in desk.complete:
+                [holders], _ = await self._lookup.locate([digest], Question("", place, HOLDERS))
+                desk.complete[zone] = now, {holder.node.id: holder.node.topology for holder in holders}
+        complete = {name: place for _, near in desk.complete.values() for name, place in near.items()}
         link = self._link_bytes_per_second or LINK_BYTES_PER_SECOND
-        return View(now, self._in_service, desk.complete, self._unsteady(asks, now), link)
+        return View(now, self._in_service, complete, self._unsteady(asks, now), link)
 
     def _learn(self, tree: Tree, asks: Sequence[Ask]) -> None:
         """Learn how fast links are from what hosts get, and who is slow; old news fade away."""
@@ -193,20 +218,20 @@ class Relays:
         return flapping | {node_id for node_id, until in self._slow_until.items() if until > now}
 
 
-def _settle(line: Sequence[_Asked], answer: Callable[[Ask], Answer]) -> None:
-    for ask, answered in line:
-        if not answered.done():
-            answered.set_result(answer(ask))
+def _settle(line: Iterable[_Asked], answer: Callable[[Ask], Answer]) -> None:
+    for asked in line:
+        if not asked.answer.done():
+            asked.answer.set_result(answer(asked.ask))
 
 
-def _one_each(pending: list[_Asked]) -> list[_Asked]:
+def _one_each(pending: _Line) -> list[_Asked]:
     """Take the first question of each host; a second one is for the next round."""
     batch: dict[str, _Asked] = {}
     for asked in pending:
-        batch.setdefault(asked[0].node_id, asked)
-    taken = list(batch.values())
-    pending[:] = [asked for asked in pending if asked not in taken]
-    return taken
+        batch.setdefault(asked.ask.node_id, asked)
+    for asked in batch.values():
+        del pending[asked]
+    return list(batch.values())
 
 
 def _news(tree: Tree | None) -> tuple[object, ...]:

@@ -12,12 +12,13 @@ from stafett.common.cluster import HeldImage, check_node_id
 from stafett.common.digest import Digest
 from stafett.common.errors import DigestInvalid, NameInvalid, RequestInvalid
 from stafett.common.reference import Reference
+from stafett.common.relaying import Left, Phase
 from stafett.common.topology import Topology
 from stafett.tracker.holdings_store import Announcement
 from stafett.tracker.lookup import Question
 from stafett.tracker.membership_store import Experienced, Registration
 from stafett.tracker.outcomes import PeerReport
-from stafett.tracker.relay_decision import Ask, Phase
+from stafett.tracker.relay_decision import Ask
 
 DIGESTS_MAX = 1_000
 IMAGES_MAX = 200
@@ -100,7 +101,7 @@ def relay_ask(message: tracker_pb2.RelayRequest) -> Ask:
         message.ingest_open,
         message.parent,
         message.token,
-        {left.node_id: left.failed for left in message.left},
+        {left.node_id: _why_left(left) for left in message.left},
     )
 
 
@@ -127,6 +128,10 @@ def _each(field: str, items: Iterable[Item], most: int, parse: Callable[[Item], 
         except (DigestInvalid, NameInvalid, RequestInvalid) as error:
             raise RequestInvalid(f"{field}[{index}]", str(error)) from error
     return tuple(parsed)
+
+
+def _why_left(message: tracker_pb2.LeftParent) -> Left:
+    return Left.FAILED if message.failed else Left.IDLE if message.idle else Left.DECLINED
 
 
 def _peer_report(message: tracker_pb2.PeerOutcomes) -> PeerReport:

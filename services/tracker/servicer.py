@@ -12,13 +12,14 @@ from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
 from stafett.common import wire
 from stafett.common.digest import Digest
 from stafett.common.errors import NodeUnknown, RequestInvalid, Unavailable
+from stafett.common.relaying import Fetch, Refused, Wait
 from stafett.tracker import requests
 from stafett.tracker.fellows import Fellows
 from stafett.tracker.liveness import Event
 from stafett.tracker.lookup import Lookup
 from stafett.tracker.membership import Membership, WatchStep
 from stafett.tracker.outcomes import Outcomes
-from stafett.tracker.relay_decision import Answer, Fetch, Follow, Refused, Wait
+from stafett.tracker.relay_decision import Answer, Follow
 from stafett.tracker.relays import Relays
 from stafett.tracker.session import NodeSession, SessionParts
 
@@ -54,6 +55,10 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
         self._lease_ttl_ms = round(lease_ttl_seconds * 1000)
         self._heartbeat_interval_ms = round(heartbeat_interval_seconds * 1000)
         self.stopping = False
+        self.sessions = 0
+        """Sessions that are open now."""
+        self.lookups = {"fresh": 0, "stale": 0}
+        """Answers to Locate."""
 
     async def Session(  # noqa: N802
         self,
@@ -61,6 +66,7 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
         context: grpc.aio.ServicerContext[tracker_pb2.SessionRequest, tracker_pb2.SessionResponse],
     ) -> AsyncIterator[tracker_pb2.SessionResponse]:
         session, announce_all = await self._open(request_iterator)
+        self.sessions += 1
         try:
             registered = tracker_pb2.Registered(
                 epoch=session.owner.epoch,
@@ -73,6 +79,7 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
                 for response in await _answer(session, request):
                     yield response
         finally:
+            self.sessions -= 1
             if not self.stopping:
                 await session.close()
 
@@ -81,6 +88,7 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
     ) -> tracker_pb2.LocateResponse:
         digests = requests.digests(request)
         answers, stale = await self._lookup.locate(digests, requests.question(request))
+        self.lookups["stale" if stale else "fresh"] += 1
         nodes = {holder.node.id: holder.node for holders in answers for holder in holders}
         return tracker_pb2.LocateResponse(
             blobs=[wire.located_to_wire(digest, holders) for digest, holders in zip(digests, answers, strict=True)],

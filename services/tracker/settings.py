@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from stafett.common.cluster import Address
-from stafett.common.settings import ServiceSettings
+from stafett.common.settings import MetricsPort, ServiceSettings
 from stafett.tracker.health_score import DEFAULT_WEIGHTS
 from stafett.tracker.redis_link import RedisPlace
 
@@ -20,6 +20,7 @@ class TrackerSettings(ServiceSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="STAFETT_TRACKER_")
 
+    metrics_port: MetricsPort = 7464
     listen_host: str = Field("127.0.0.1", min_length=1, description="IP address to listen on.")
     listen_port: int = Field(7460, ge=0, le=65535, description="TCP port to listen on, 0 to 65535; 0 picks a free one.")
     advertise_host: str = Field(

@@ -80,7 +80,7 @@ def test_no_pull_fails_while_all_nodes_are_restarted_one_after_the_other() -> No
             types_pb2.NODE_STATE_READY, types_pb2.NODE_STATE_DRAINING, types_pb2.NODE_STATE_DOWN
         )
         assert not stalls, "a node that leaves politely is never suspected"
-        assert not any("stalled" in reasons for reasons in left.values()), left
+        assert not any(reasons["stalled"] for reasons in left.values()), left
 
 
 @pytest.mark.timeout(300)

@@ -34,11 +34,11 @@ class Seen:
 class Watchers:
     """One Watch at each tracker, for as long as the context lasts; `at` counts from its beginning."""
 
-    def __init__(self, ports: Sequence[int]) -> None:
+    def __init__(self, ports: Sequence[int], host: str = "127.0.0.1") -> None:
         self.seen: list[Seen] = []
         self._ports = ports
         self.snapshots = 0
-        self._channels = [grpc.insecure_channel(f"127.0.0.1:{port}", options=NO_PROXY) for port in ports]
+        self._channels = [grpc.insecure_channel(f"{host}:{port}", options=NO_PROXY) for port in ports]
         self._ending = threading.Event()
         self._threads = [
             threading.Thread(target=self._watch, args=pair) for pair in zip(ports, self._channels, strict=True)

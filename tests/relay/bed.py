@@ -35,11 +35,12 @@ PULL_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Pull:
-    """How one host's pull went; `seconds` from its own start."""
+    """How one host's pull went; `seconds` from its own start, which is told by the monotonic clock."""
 
     host: str
     seconds: float
     error: str = ""
+    started_at: float = 0.0
 
 
 @dataclass
@@ -51,6 +52,7 @@ class RelayBed:
     rate_mbit: float
     follow: bool = True
     _cross_zone_before: float = field(default=0.0)
+    _cross_zone_of_killed: float = field(default=0.0)
 
     @property
     def hosts(self) -> list[Host]:
@@ -72,7 +74,7 @@ class RelayBed:
         fetch = ("content", "fetch", "--hosts-dir", str(host.containerd.hosts_dir), "--platform", PLATFORM, image.name)
         done = host.containerd.ctr(*fetch, timeout_seconds=PULL_SECONDS)
         error = done.stderr[-500:] or "failed" if done.returncode else ""
-        return Pull(host.name, time.monotonic() - started_at, error)
+        return Pull(host.name, time.monotonic() - started_at, error, started_at)
 
     def pull_all(
         self, image: MadeImage, hosts: Sequence[Host] | None = None, delays: Mapping[str, float] | None = None
@@ -108,8 +110,21 @@ class RelayBed:
         assert host.containerd is not None
         return [part for part in (host.containerd.process, host.node, host.gateway) if part is not None]
 
+    def kill(self, host: Host) -> None:
+        """Kill all parts of a host; what its gateway has counted until now still counts."""
+        self._cross_zone_of_killed += self.gateway_bytes(host)["peer_region"]
+        for part in self.parts(host):
+            part.kill()
+
     def gateway_bytes(self, host: Host) -> Counter[str]:
         """Bytes that a host's gateway has sent, by source."""
+        return self._gateway_counts(host, "stafett_gateway_bytes_total", "source")
+
+    def failovers(self, host: Host) -> Counter[str]:
+        """How often a host's gateway has left a holder, by reason."""
+        return self._gateway_counts(host, "stafett_gateway_failovers_total", "reason")
+
+    def _gateway_counts(self, host: Host, series: str, label: str) -> Counter[str]:
         if host.gateway is None or not host.gateway.alive:
             return Counter()
         connection = http.client.HTTPConnection("127.0.0.1", host.gateway_port)
@@ -121,15 +136,15 @@ class RelayBed:
             connection.close()
         return Counter(
             {
-                sample.labels["source"]: round(sample.value)
+                sample.labels[label]: round(sample.value)
                 for family in text_string_to_metric_families(text)
                 for sample in family.samples
-                if sample.name == "stafett_gateway_bytes_total"
+                if sample.name == series
             }
         )
 
     def _cross_zone_bytes(self) -> float:
-        return sum(self.gateway_bytes(host)["peer_region"] for host in self.hosts)
+        return self._cross_zone_of_killed + sum(self.gateway_bytes(host)["peer_region"] for host in self.hosts)
 
 
 @contextlib.contextmanager

@@ -743,19 +743,23 @@ class LeftParent(_message.Message):
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    IDLE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Node id."""
     failed: _builtins.bool
-    """Whether it failed: refused, broke or fell silent. False: it had nothing new for long, or not enough."""
+    """Whether it failed: refused, broke or fell silent."""
+    idle: _builtins.bool
+    """Whether it only had nothing new for long. Neither: it was too slow, full, or on its way out of service."""
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         failed: _builtins.bool = ...,
+        idle: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "idle", b"idle", "node_id", b"node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

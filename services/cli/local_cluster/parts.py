@@ -53,7 +53,11 @@ def start_service(
     place: Place = HERE,
     environment: Mapping[str, str] | None = None,
 ) -> Process:
-    """Start `stafett tracker|node|gateway` with settings by their field names, ready when it listens on port."""
+    """Start `stafett tracker|node|gateway` with settings by their field names, ready when it listens on port.
+
+    Its metrics are on a port that nobody is told of, unless the settings say which.
+    """
+    settings = {"metrics_port": 0, **settings}
     if place.address != LOOPBACK:
         settings = {"allow_plaintext": True, **settings}
     address = str(settings.get("listen_host", LOOPBACK))

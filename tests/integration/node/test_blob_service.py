@@ -118,7 +118,7 @@ async def test_a_stream_starts_with_the_description_and_is_the_blob(peer: Peer) 
     assert frames[0] == BlobInfo(size, complete=True, available_bytes=size)
     assert all(isinstance(frame, (bytes, memoryview)) for frame in frames[1:])
     assert Digest.of(joined(frames)) == peer.digest
-    assert peer.tally.sent_bytes == size
+    assert (peer.tally.sent_bytes, peer.tally.sent_unfinished_bytes) == (size, 0)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +269,7 @@ async def test_a_blob_is_passed_on_while_it_is_received_and_across_its_commit(pe
     assert got == FOLLOWED[10:]
     with pytest.raises(StopAsyncIteration):
         await anext(frames)
+    assert peer.tally.sent_bytes == peer.tally.sent_unfinished_bytes == len(got)
 
 
 async def test_without_following_an_unfinished_blob_is_not_there(peer: Peer) -> None:

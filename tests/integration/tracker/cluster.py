@@ -41,7 +41,12 @@ class RunningTracker:
 
     @classmethod
     async def start(cls, redis_url: str, **changes: float) -> Self:
-        base = {"listen_port": 0, "lease_ttl_seconds": 1.5, "heartbeat_interval_seconds": INTERVAL_SECONDS}
+        base = {
+            "listen_port": 0,
+            "metrics_port": 0,
+            "lease_ttl_seconds": 1.5,
+            "heartbeat_interval_seconds": INTERVAL_SECONDS,
+        }
         chosen = TrackerSettings(redis_url=redis_url, **{**base, **changes})  # type: ignore[arg-type]
         stopping = asyncio.Event()
         listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()

@@ -62,9 +62,11 @@ async def test_without_trackers_the_remembered_answer_is_given_and_the_tracker_r
             assert located[C] == ()
         assert len(tracker.calls) == 2, "one failed call, then it is left alone"
         assert not locator.tracker_reachable
+        assert locator.stale_lookups == 5
         clock.now += TRACKER_REST_SECONDS
         tracker.away = False
         await locator.locate([C])
+        assert locator.stale_lookups == 5
         assert locator.tracker_reachable
 
 

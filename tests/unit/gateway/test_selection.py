@@ -127,7 +127,7 @@ def test_with_nothing_known_nearer_tiers_come_first(found: list[Holder], me: Ask
     assert tiers == sorted(tiers)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(st.sampled_from(["k", "l"]), min_size=2, max_size=6),
     st.lists(st.floats(0.05, 2), min_size=6, max_size=6),

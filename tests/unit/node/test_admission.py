@@ -21,6 +21,7 @@ def test_beyond_the_limit_streams_are_refused_until_one_ends() -> None:
         with slots.take():
             assert slots.taken == 2
     assert slots.taken == 0
+    assert (slots.refused_full, slots.refused_draining) == (1, 0)
 
 
 def test_a_stream_that_fails_frees_its_slot() -> None:
@@ -40,6 +41,7 @@ def test_a_draining_node_takes_no_streams_and_is_idle_when_the_last_has_ended() 
             pass
         assert not slots.idle.is_set()
     assert slots.idle.is_set()
+    assert (slots.refused_full, slots.refused_draining) == (0, 1)
 
 
 @given(steps=steps, rate=st.floats(1.0, 1e9), share=st.floats(0.0, 2.0))

@@ -132,7 +132,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
 
 TestOutbox = OutboxMachine.TestCase
-TestOutbox.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+TestOutbox.settings = settings(max_examples=150, stateful_step_count=25)
 
 
 def said_by(box: Outbox) -> list[Announcement]:
