@@ -27,10 +27,6 @@ Generated from the settings models by `make docs`; do not edit.
 Each setting is an environment variable or an option of the service's command (`stafett node --listen-port 7461`);
 the option wins. Lists are comma separated, maps are JSON. A service that finds wrong settings lists all of them and
 exits with 2.
-
-The operator's commands (`stafett nodes`, `explain`, ...) find the trackers by `STAFETT_TRACKER` or `--tracker`, and
-show the certificate that `STAFETT_TLS_CERTIFICATE`, `STAFETT_TLS_KEY` and `STAFETT_TLS_AUTHORITY` name: all three, or
-none for plain text. `stafett doctor` reads the settings of the node and the gateway below from its own environment.
 """
 
 

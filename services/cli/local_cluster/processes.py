@@ -15,7 +15,8 @@ from pathlib import Path
 from stafett.cli.local_cluster.interruption import obey_interruption
 from stafett.common.errors import StartupFailed
 
-READY_SECONDS = 30.0
+READY_SECONDS = 60.0
+"""A machine that is busy otherwise takes long to start a dozen processes."""
 STOP_SECONDS = 10.0
 LOOPBACK = "127.0.0.1"
 
@@ -115,7 +116,7 @@ class Processes:
         environment: Mapping[str, str] | None = None,
         ready: Callable[[], bool] | None = None,
     ) -> Process:
-        """Start a child in a session of its own and wait until `ready` says yes (at most 30 s).
+        """Start a child in a session of its own and wait until `ready` says yes (at most a minute).
 
         `environment` is added to ours, from which STAFETT_* and proxy variables are removed.
 
