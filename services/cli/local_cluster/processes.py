@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,13 +20,20 @@ READY_SECONDS = 60.0
 """A machine that is busy otherwise takes long to start a dozen processes."""
 STOP_SECONDS = 10.0
 LOOPBACK = "127.0.0.1"
+PORTS = range(20_000, 30_000)
+"""Below those that Linux gives to outgoing connections: of many, one would take a port before its service does."""
 
 
 def free_port(host: str = LOOPBACK) -> int:
-    """Find a TCP port that nobody listens on now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """Find a TCP port that nobody listens on now, and that no outgoing connection is given."""
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe,
+        ):
+            probe.bind((host, port))
+            return port
 
 
 def accepts_connections(port: int, host: str = LOOPBACK) -> bool:
