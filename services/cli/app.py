@@ -79,7 +79,7 @@ def nodes(tracker: TrackerTarget = "ipv4:127.0.0.1:7460", as_json: AsJson = Fals
 
 @app.command(rich_help_panel="Look")
 def images(tracker: TrackerTarget = "ipv4:127.0.0.1:7460", as_json: AsJson = False) -> None:
-    """List the images that nodes hold, and how many complete copies there are."""
+    """List the images that nodes hold: how many complete copies there are, in which zones and on which hosts."""
     from stafett.cli.overview import show_images
 
     raise typer.Exit(show_images(tracker, as_json=as_json))
@@ -88,12 +88,15 @@ def images(tracker: TrackerTarget = "ipv4:127.0.0.1:7460", as_json: AsJson = Fal
 @app.command(rich_help_panel="Look")
 def explain(
     what: Annotated[str, typer.Argument(help='Digest, "sha256:<64 hex>", or image, e.g. registry.example.com/app:1.')],
-    asking: Annotated[str, typer.Option("--from", help="Host that would ask, as listed by stafett nodes.")],
+    asking: Annotated[
+        str | None,
+        typer.Option("--from", help="Host that would ask, as listed by stafett nodes; without it: who holds."),
+    ] = None,
     algorithm: Annotated[str, typer.Option(help="nearest, least-loaded or rendezvous.")] = "nearest",
     tracker: TrackerTarget = "ipv4:127.0.0.1:7460",
     as_json: AsJson = False,
 ) -> None:
-    """Show who would serve a digest, or each piece of an image, to a host, and why the first is first."""
+    """Show who holds a digest, or each piece of an image, who would serve it to a host, why, and what goes upstream."""
     from stafett.cli.explain import run_explain
 
     raise typer.Exit(run_explain(tracker, what, asking, algorithm, as_json=as_json))
@@ -107,7 +110,7 @@ def pull(
         typer.Option(help="URL to pull from, e.g. a gateway's; several are tried in order for each request."),
     ],
     to: Annotated[Path, typer.Option(help="OCI layout directory to pull into; made if absent.")],
-    platform: Annotated[str, typer.Option(help="Platform to pull.")] = own_platform(),
+    platform: Annotated[str, typer.Option(help="Platform to pull.", show_default="this machine's")] = own_platform(),
     all_platforms: Annotated[bool, typer.Option("--all-platforms", help="Pull every platform.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -123,6 +126,7 @@ def demo(
         StoreChoice, typer.Option(help="Where hosts keep content: private containerds (as root), or OCI layouts.")
     ] = StoreChoice.AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="With a smaller image: half the time, less to see.")] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the cluster running until Ctrl-C, and say how to use it.")
     ] = False,
@@ -130,7 +134,7 @@ def demo(
     """Start a small cluster on this machine, pull an image without and with Stafett, and break things meanwhile."""
     from stafett.cli.demo.demo import run_demo
 
-    raise typer.Exit(run_demo(store, as_json=as_json, keep=keep))
+    raise typer.Exit(run_demo(store, as_json=as_json, quick=quick, keep=keep))
 
 
 @app.command(rich_help_panel="Operate")

@@ -73,6 +73,11 @@ _TRACKER_SERVICE_CONFIG = {
     ],
 }
 
+_LOCAL_OPTIONS = (
+    *(option for option in _CHANNEL_OPTIONS if not option[0].startswith("grpc.keepalive")),
+    ("grpc.default_authority", "localhost"),
+)
+"""No keepalive: a socket of this host breaks when its server goes, and containerd hangs up on who pings it often."""
 _TRACKER_OPTIONS = (*_CHANNEL_OPTIONS, ("grpc.service_config", json.dumps(_TRACKER_SERVICE_CONFIG)))
 
 
@@ -150,10 +155,7 @@ def peer_channel(address: Address, tls: TlsFiles | None, *, certified_name: str 
 
 def unix_channel(path: Path) -> grpc.aio.Channel:
     """Open a channel to a unix socket, e.g. containerd's; path must be absolute (gRPC refuses relative ones)."""
-    return grpc.aio.insecure_channel(
-        f"unix://{path.absolute()}",
-        options=[*_CHANNEL_OPTIONS, ("grpc.default_authority", "localhost")],
-    )
+    return grpc.aio.insecure_channel(f"unix://{path.absolute()}", options=_LOCAL_OPTIONS)
 
 
 def _is_loopback(host: str) -> bool:
