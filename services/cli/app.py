@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from stafett.cli.configure.distros import DistroName, distro_of
-from stafett.cli.host_platform import own_platform
 from stafett.cli.kubernetes.commands import app as kubernetes
 from stafett.cli.store_choice import StoreChoice
 from stafett.common.errors import StartupFailed
@@ -110,14 +109,16 @@ def pull(
         typer.Option(help="URL to pull from, e.g. a gateway's; several are tried in order for each request."),
     ],
     to: Annotated[Path, typer.Option(help="OCI layout directory to pull into; made if absent.")],
-    platform: Annotated[str, typer.Option(help="Platform to pull.", show_default="this machine's")] = own_platform(),
+    platform: Annotated[str | None, typer.Option(help="Platform to pull, instead of this machine's.")] = None,
     all_platforms: Annotated[bool, typer.Option("--all-platforms", help="Pull every platform.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Pull an image into a directory, checking every digest, and say where the bytes came from."""
+    from stafett.cli.host_platform import own_platform
     from stafett.cli.pull_command import run_pull
 
-    raise typer.Exit(run_pull(image, via, to, platform=None if all_platforms else platform, as_json=as_json))
+    wanted = None if all_platforms else platform or own_platform()
+    raise typer.Exit(run_pull(image, via, to, platform=wanted, as_json=as_json))
 
 
 @app.command(rich_help_panel="Try")

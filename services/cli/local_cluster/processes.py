@@ -92,8 +92,16 @@ class Process:
 
     def stop(self, timeout_seconds: float = STOP_SECONDS) -> int:
         """End it: SIGCONT and SIGTERM, SIGKILL when it does not go in time. Returns the exit code."""
+        self.ask_to_end()
+        return self.wait(timeout_seconds)
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM, which a frozen process gets, too."""
         self.signal(signal.SIGTERM)
         self.signal(signal.SIGCONT)
+
+    def wait(self, timeout_seconds: float = STOP_SECONDS) -> int:
+        """Wait for its end, and kill it when it does not come in time. Returns the exit code."""
         try:
             return self.popen.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
@@ -111,7 +119,7 @@ class Process:
 
 @dataclass
 class Processes:
-    """All children of one run. A context manager: leaving it ends them, newest first."""
+    """All children of one run. A context manager: leaving it ends them, newest first, none waiting for another."""
 
     log_dir: Path
     children: list[Process] = field(default_factory=list)
@@ -152,10 +160,10 @@ class Processes:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for process in self.children:
-            process.signal(signal.SIGCONT)
         for process in reversed(self.children):
-            process.stop()
+            process.ask_to_end()
+        for process in reversed(self.children):
+            process.wait()
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_seconds: float = READY_SECONDS) -> None:

@@ -251,12 +251,12 @@ def test_a_signal_does_not_cut_the_cleaning_up_short(tmp_path: Path) -> None:
     with interruptible(), LocalCluster(directory) as cluster:
         cluster.processes.start("first", SLEEP)
         second = cluster.processes.start("second", SLEEP)
-        stop_second = second.stop
+        wait_for_second = second.wait
 
-        def stop(timeout_seconds: float = 10.0) -> int:
+        def wait(timeout_seconds: float = 10.0) -> int:
             os.kill(os.getpid(), signal.SIGHUP)
-            return stop_second(timeout_seconds)
+            return wait_for_second(timeout_seconds)
 
-        second.stop = stop  # type: ignore[method-assign]
+        second.wait = wait  # type: ignore[method-assign]
     assert end_writers(directory) == []
     assert not directory.exists()
