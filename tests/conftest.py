@@ -12,7 +12,7 @@ from hypothesis import settings
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-HINT = "make deps-e2e installs what is missing (Debian packages); namespaces and private containerds need root"
+HINT = "make deps-e2e deps-compose installs what is missing (Debian packages); namespaces and containerds need root"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from stafett.cli.configure.distros import DistroName, distro_of
-from stafett.cli.pull import own_platform
+from stafett.cli.host_platform import own_platform
+from stafett.cli.kubernetes.commands import app as kubernetes
 from stafett.cli.store_choice import StoreChoice
 from stafett.common.errors import StartupFailed
-from stafett.common.service import version
 
 app = typer.Typer(
     help="Stafett hands container images from node to node inside a containerd cluster.",
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(kubernetes, name="kubernetes", rich_help_panel="Operate")
 _SERVICE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 TrackerTarget = Annotated[
     str,
@@ -54,6 +55,18 @@ def gateway(context: typer.Context) -> None:
     from stafett.gateway.app import main as run
 
     raise typer.Exit(run(context.args))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel="Services")
+def healthy(context: typer.Context) -> None:
+    """Say whether a part in this container serves: exit code 0 or 1. For health checks.
+
+    The part and its options are arguments, "healthy node --listen-port 7461"; without any it is the one that the
+    container's first process runs. STAFETT_TRACKER_*, STAFETT_NODE_* and STAFETT_GATEWAY_* are read as the part does.
+    """
+    from stafett.cli.healthy import run_healthy
+
+    raise typer.Exit(run_healthy(context.args))
 
 
 @app.command(rich_help_panel="Look")
@@ -183,7 +196,7 @@ def doctor(
 
 @app.command(rich_help_panel="Operate")
 def drain(
-    node_id: Annotated[str, typer.Argument(help="Node as listed by stafett nodes.")],
+    node_id: Annotated[str, typer.Argument(envvar="STAFETT_NODE_NODE_ID", help="Node as listed by stafett nodes.")],
     undo: Annotated[bool, typer.Option("--undo", help="Put it back into service.")] = False,
     tracker: TrackerTarget = "ipv4:127.0.0.1:7460",
 ) -> None:
@@ -196,6 +209,8 @@ def drain(
 @app.command("version", rich_help_panel="Look")
 def show_version() -> None:
     """Print the version."""
+    from stafett.common.service import version
+
     typer.echo(version())
 
 

@@ -20,6 +20,7 @@ from grpc_health.v1.health import aio as health_aio
 from stafett.common.cluster import Address
 from stafett.common.errors import StartupFailed
 from stafett.common.grpc_errors import ErrorInterceptor
+from stafett.common.grpc_tracing import server_interceptors
 
 # gRPC's core writes lines of its own to standard error, not in our format; errors reach us as exceptions.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -82,6 +83,8 @@ class TlsFiles:
     certificate: Path
     key: Path
     authority: Path
+    peer_name: str = ""
+    """Name that all other parts' certificates have, checked in place of the host that was dialled; empty: that host."""
 
 
 def new_server(
@@ -92,7 +95,7 @@ def new_server(
     Beyond `max_concurrent_rpcs` calls are refused with RESOURCE_EXHAUSTED.
     """
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()],
+        interceptors=[*server_interceptors(), ErrorInterceptor()],
         options=_SERVER_OPTIONS,
         maximum_concurrent_rpcs=max_concurrent_rpcs,
     )
@@ -136,7 +139,7 @@ def blocking_tracker_channel(target: str, tls: TlsFiles | None) -> grpc.Channel:
     """Open the same for commands, which have no event loop."""
     if tls is None:
         return grpc.insecure_channel(target, options=_TRACKER_OPTIONS)
-    return grpc.secure_channel(target, _channel_credentials(tls), options=_TRACKER_OPTIONS)
+    return grpc.secure_channel(target, _channel_credentials(tls), options=[*_TRACKER_OPTIONS, *_checked_name(tls)])
 
 
 def peer_channel(address: Address, tls: TlsFiles | None, *, certified_name: str = "") -> grpc.aio.Channel:
@@ -163,7 +166,11 @@ def _is_loopback(host: str) -> bool:
 def _channel(target: str, tls: TlsFiles | None, options: Sequence[tuple[str, int | str]]) -> grpc.aio.Channel:
     if tls is None:
         return grpc.aio.insecure_channel(target, options=options)
-    return grpc.aio.secure_channel(target, _channel_credentials(tls), options=options)
+    return grpc.aio.secure_channel(target, _channel_credentials(tls), options=[*options, *_checked_name(tls)])
+
+
+def _checked_name(tls: TlsFiles) -> Sequence[tuple[str, str]]:
+    return [("grpc.ssl_target_name_override", tls.peer_name)] if tls.peer_name else []
 
 
 def _channel_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:

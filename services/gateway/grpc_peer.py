@@ -15,6 +15,7 @@ from stafett.common.blob_codec import Frame
 from stafett.common.blob_rpc import ReadFrames, read_frames
 from stafett.common.cluster import Address, Node
 from stafett.common.digest import Digest
+from stafett.common.grpc_tracing import Metadata, carried, traced_call
 from stafett.common.grpc_transport import TlsFiles, peer_channel
 from stafett.gateway.ports import Receiving
 
@@ -42,16 +43,21 @@ class GrpcPeers:
         self._channels_max = channels_max
         self._channels: OrderedDict[Address, _PeerChannel] = OrderedDict()
 
-    async def read(
+    def read(
         self, node: Node, digest: Digest, offset: int, length: int, *, follow: bool = False
     ) -> AsyncGenerator[Frame, None]:
-        """See `ports.PeerReader`."""
+        """See `ports.PeerReader`. The call carries the trace of now, not that of its first frame."""
         request = node_pb2.ReadRequest(
             digest=str(digest), offset=offset, length=length, follow=follow, reader=self._node_id
         )
+        return self._read(node, digest, request, carried())
+
+    async def _read(
+        self, node: Node, digest: Digest, request: node_pb2.ReadRequest, metadata: Metadata | None
+    ) -> AsyncGenerator[Frame, None]:
         peer = self._of(node.address)
         peer.streams += 1
-        call = peer.read(request, timeout=READ_SECONDS)
+        call = peer.read(request, timeout=READ_SECONDS, metadata=metadata)
         try:
             await self._close_idle()
             async for frame in call:
@@ -104,7 +110,9 @@ class OwnNode:
     async def size_of(self, digest: Digest) -> int | None:
         """Tell the size of a complete blob on this host; None if it is not there, or the node is away."""
         try:
-            answer = await self._stub.Stat(node_pb2.StatRequest(digest=str(digest)), timeout=OWN_NODE_SECONDS)
+            with traced_call("BlobService/Stat") as metadata:
+                request = node_pb2.StatRequest(digest=str(digest))
+                answer = await self._stub.Stat(request, timeout=OWN_NODE_SECONDS, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             self.reachable = error.code() is grpc.StatusCode.NOT_FOUND
             return None
@@ -117,7 +125,8 @@ class OwnNode:
             digest=str(digest), unfinished=True, beyond_bytes=beyond_bytes, wait_ms=round(wait_seconds * 1000)
         )
         try:
-            answer = await self._stub.Stat(request, timeout=RECEIVING_SECONDS + wait_seconds)
+            with traced_call("BlobService/Stat") as metadata:
+                answer = await self._stub.Stat(request, timeout=RECEIVING_SECONDS + wait_seconds, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return None

@@ -17,7 +17,8 @@ from stafett.common.backoff import backoff_seconds
 from stafett.common.cluster import Holder, Node
 from stafett.common.digest import Digest
 from stafett.common.errors import DigestInvalid, ManifestUnknown, Unavailable
-from stafett.common.relaying import Fetch, Left, Refused, Wait
+from stafett.common.grpc_tracing import traced_call
+from stafett.common.relaying import Fetch, Left, Phase, Refused, Wait
 from stafett.gateway.ports import (
     PeerTally,
     RelayAnswer,
@@ -72,7 +73,8 @@ class GrpcTracker:
         stale: tracker_pb2.LocateResponse | None = None
         for tries_left in reversed(range(CALL_TRIES)):
             try:
-                answer = await self._stub.Locate(request, timeout=CALL_SECONDS)
+                with traced_call("TrackerService/Locate") as metadata:
+                    answer = await self._stub.Locate(request, timeout=CALL_SECONDS, metadata=metadata)
                 if not answer.stale:
                     return answer
                 stale = answer
@@ -101,7 +103,8 @@ class GrpcTracker:
         )
         for tries_left in reversed(range(CALL_TRIES)):
             try:
-                answer = await self._stub.Relay(request, timeout=RELAY_SECONDS)
+                with traced_call("TrackerService/Relay", wanted=ask.phase is Phase.ENTER) as metadata:
+                    answer = await self._stub.Relay(request, timeout=RELAY_SECONDS, metadata=metadata)
                 return _relay_answer(answer), answer.again_after_ms / 1000
             except grpc.aio.AioRpcError as error:
                 _raise_unless_retriable(error, tries_left)
@@ -112,7 +115,8 @@ class GrpcTracker:
         request = tracker_pb2.ResolveTagRequest(name=name)
         for tries_left in reversed(range(CALL_TRIES)):
             try:
-                answer = await self._stub.ResolveTag(request, timeout=TAG_SECONDS)
+                with traced_call("TrackerService/ResolveTag") as metadata:
+                    answer = await self._stub.ResolveTag(request, timeout=TAG_SECONDS, metadata=metadata)
                 return TagTarget(
                     Digest.parse(answer.target_digest),
                     answer.target_media_type,

@@ -25,6 +25,7 @@ from stafett.common.errors import (
     StafettError,
     Unavailable,
 )
+from stafett.gateway import pull_trace
 from stafett.gateway.byte_range import Span
 from stafett.gateway.metrics import FailoverReason
 from stafett.gateway.relay import Relay
@@ -80,6 +81,7 @@ class Transfer:
         self._all_from_here = prefix is None
         self._contributors: dict[str, Candidate] = {}
         self._slow_switches = 0
+        self._attempts = 0
         self.served_by: Candidate | None = None
         self.spoilt = False
 
@@ -149,6 +151,7 @@ class Transfer:
                         piece = task.result()
                     except _HOLDER_FAILED as error:
                         self._note_failure(stream, error)
+                        await stream.aclose()
                         continue
                     if not stream.candidate.growing:
                         hedging.observe(max(each.age_seconds for each in (stream, *race.values())))
@@ -170,8 +173,11 @@ class Transfer:
 
     def _start(self, candidate: Candidate, race: _Race) -> None:
         wanted = Wanted(self._digest, self._size_bytes, self._position, self._end - self._position)
+        self._attempts += 1
         relay, unwanted = self._relay, partial(self._sources.wants_to_leave, candidate)
-        stream = Stream(candidate, wanted, relay.book, relay.reader, relay.stall_timeout_seconds, unwanted)
+        stream = Stream(
+            candidate, wanted, relay.book, relay.reader, relay.stall_timeout_seconds, unwanted, self._attempts
+        )
         race[asyncio.ensure_future(stream.first())] = stream
 
     def _hedge(self, race: _Race, *, overdue: bool) -> None:
@@ -186,6 +192,7 @@ class Transfer:
         budget = self._relay.hedging.overdue if overdue else self._relay.hedging.budget
         if other is not None and (overdue or not other.failing) and budget.take():
             self._relay.metrics.count_hedge()
+            pull_trace.event("stafett.hedge", holder=other.node.id, reason="overdue" if overdue else "late")
             self._start(other, race)
 
     def _crawls(self, stream: Stream) -> bool:
@@ -218,6 +225,7 @@ class Transfer:
         """Put all who had a part in wrong bytes under quarantine, and hear them if it is not clear who lied."""
         relay, givers = self._relay, [each.node for each in self._contributors.values()]
         log.error("wrong_bytes", digest=str(self._digest), nodes=sorted(self._contributors))
+        pull_trace.event("stafett.wrong_bytes", holders=sorted(self._contributors))
         passed_on = any(each.growing for each in self._contributors.values())
         proven = self._all_from_here and len(givers) == 1 and not passed_on
         relay.quarantine.add(self._digest, self._contributors, proven=proven)
@@ -244,6 +252,7 @@ class Transfer:
     def _count_failover(self, stream: Stream, kind: FailoverReason, reason: str) -> None:
         self._relay.metrics.count_failover(kind)
         node_id = stream.candidate.node.id
+        pull_trace.failover(stream.span, node_id, kind, reason, self._position)
         log.info("holder_left", node=node_id, reason=reason, digest=str(self._digest), offset=self._position)
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Iterator
 
 import grpc
 import structlog
+from opentelemetry import trace
 
 from stafett.api.v1 import node_pb2
 from stafett.common.blob_codec import CHUNK_BYTES, BlobInfo, Frame, Waiting
@@ -147,6 +148,7 @@ class BlobServicer:
     async def Read(self, request: node_pb2.ReadRequest, context: Context) -> AsyncGenerator[Frame, None]:  # noqa: N802
         """Stream a blob: its description, then its bytes."""
         digest = Digest.parse(request.digest)
+        trace.get_current_span().set_attributes({"stafett.digest": str(digest), "stafett.offset": request.offset})
         with self._slots.take():
             reader, size = await self._reader(digest, request)
             try:

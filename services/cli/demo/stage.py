@@ -16,10 +16,10 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
+from stafett.cli.host_platform import own_platform
 from stafett.cli.local_cluster.cluster import Host, LocalCluster
 from stafett.cli.local_cluster.images import MadeImage, make_image
 from stafett.cli.local_cluster.processes import Process, accepts_connections, free_port, wait_until
-from stafett.cli.pull import own_platform
 from stafett.common import wire
 from stafett.common.blob_files import blob_path
 from stafett.common.cluster import Node, NodeState
