@@ -229,13 +229,13 @@ class Transfer:
         passed_on = any(each.growing for each in self._contributors.values())
         proven = self._all_from_here and len(givers) == 1 and not passed_on
         relay.quarantine.add(self._digest, self._contributors, proven=proven)
-        relay.metrics.count_quarantined(len(givers))
         try:
             await relay.hear(self._digest, givers, VERDICTS_SECONDS)
         finally:
-            for node in givers:
-                if (self._digest, node.id) in relay.quarantine:
-                    relay.outcomes.corrupt(node, self._digest)
+            blamed = [node for node in givers if (self._digest, node.id) in relay.quarantine]
+            relay.metrics.count_quarantined(len(blamed))
+            for node in blamed:
+                relay.outcomes.corrupt(node, self._digest)
 
     def _note_failure(self, stream: Stream, error: StafettError) -> None:
         node = stream.candidate.node

@@ -71,7 +71,11 @@ async def trackers(*replicas: Replica) -> AsyncIterator[GrpcTracker]:
         ]
         channel = tracker_channel("ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports), None)
         stack.push_async_callback(channel.close)
-        yield GrpcTracker(channel, Asking("me", Topology("eu", "a")))
+        tracker = GrpcTracker(channel, Asking("me", Topology("eu", "a")))
+        async with asyncio.timeout(10):
+            while not all(replica.located for replica in replicas):  # all connections are there
+                await tracker.locate([D])
+        yield tracker
 
 
 def snapshot(*nodes: Node) -> tracker_pb2.WatchResponse:
