@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import ssl
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 import trustme
+from grpc_health.v1 import health_pb2
 from typer.testing import CliRunner
 
 from stafett.cli.app import app
 from stafett.cli.local_cluster.processes import Process, wait_until
-from stafett.common.errors import StartupFailed
+from stafett.common.cluster import Address
+from stafett.common.grpc_transport import bind, new_server
 from stafett.common.tls_files import TlsFiles
 from tests.integration.tls import write_identity
-from tests.integration.tls_cluster import HOST, TlsCluster
+from tests.integration.tls_cluster import HOST, Identity, TlsCluster
 
 STRANGER = trustme.CA()
 LONG_AGO = datetime.now(UTC) - timedelta(days=1)
@@ -28,7 +33,7 @@ LONG_AGO = datetime.now(UTC) - timedelta(days=1)
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsCluster]:
     with TlsCluster(tmp_path_factory.mktemp("tls"), trustme.CA()) as running:
-        running.start_tracker()
+        running.start_tracker(GRPC_VERBOSITY="info")
         wait_until(lambda: nodes(running, running.identity("command").files).exit_code == 0, "tracker serving")
         yield running
 
@@ -39,11 +44,11 @@ class Said:
     output: str
 
 
-def nodes(cluster: TlsCluster, tls: TlsFiles | None) -> Said:
+def nodes(cluster: TlsCluster, tls: TlsFiles | None, target: str = "") -> Said:
     """What `stafett nodes` says with these files."""
     names = {"CERTIFICATE": "certificate", "KEY": "key", "AUTHORITY": "authority"}
     environment = {f"STAFETT_TLS_{name}": str(getattr(tls, field)) for name, field in names.items()} if tls else {}
-    result = CliRunner(env=environment).invoke(app, ["nodes", "--tracker", cluster.tracker_target])
+    result = CliRunner(env=environment).invoke(app, ["nodes", "--tracker", target or cluster.tracker_target])
     return Said(result.exit_code, result.output)
 
 
@@ -86,53 +91,75 @@ def test_a_part_whose_certificate_is_refused_says_which_one(cluster: TlsCluster)
     node.stop()
 
 
-@pytest.mark.parametrize(("service", "name"), [("tracker", "t"), ("node", "n"), ("gateway", "g")])
-def test_no_part_starts_with_an_expired_certificate(cluster: TlsCluster, service: str, name: str) -> None:
-    identity = cluster.identity(name)
-    write_identity(identity.files.key.parent, cluster.authority, HOST, not_after=LONG_AGO)
-    settings = {"node": {"node_id": "n", "tracker": cluster.tracker_target}}
-    settings["gateway"] = {**settings["node"], "tag_port": "0", "node_target": f"{HOST}:1"}
-    with pytest.raises(StartupFailed, match=r"tls\.crt has expired at .*: renew it, or set this host's clock"):
-        cluster.start(name, service, 0, **settings.get(service, {}))
-    assert cluster.processes.children[-1].popen.returncode == 1
+def test_no_part_starts_with_an_expired_certificate(cluster: TlsCluster, tmp_path: Path) -> None:
+    files = write_identity(tmp_path, cluster.authority, HOST, not_after=LONG_AGO)
+    tls = [f"--tls-{name}={getattr(files, name)}" for name in ("certificate", "key", "authority")]
+    host = ["--node-id", "late", "--tracker", cluster.tracker_target, "--metrics-port", "0"]
+    options: dict[str, list[str]] = {
+        "tracker": ["--metrics-port", "0"],
+        "node": host,
+        "gateway": [*host, "--tag-port", "0", "--node-target", f"{HOST}:1"],
+    }
+    started = [
+        cluster.processes.start(
+            f"late-{part}", [sys.executable, "-m", "stafett", part, "--listen-port", "0", *tls, *own]
+        )
+        for part, own in options.items()
+    ]
+    for process in started:
+        assert process.popen.wait(30) == 1, process.log_tail()
+        assert f"{files.certificate} has expired at" in process.log_tail()
+        assert "renew it, or set this host's clock" in process.log_tail()
 
 
-def test_an_expired_certificate_of_a_part_that_runs_is_refused_and_both_sides_say_so(
+async def test_a_certificate_that_expires_in_use_is_refused_and_both_sides_say_so(
     cluster: TlsCluster, tmp_path: Path
 ) -> None:
-    soon = datetime.now(UTC) + timedelta(seconds=4)
-    folder = cluster.identity("short").files.key.parent
-    files = mixed(cluster, folder, cluster.authority, not_after=soon)
-    tracker = cluster.start("short", "tracker", cluster.other_port, redis_url=f"redis://{HOST}:{cluster.redis_port}/0")
-    command = cluster.identity("command").files
-    target = f"ipv4:{HOST}:{cluster.other_port}"
-    environment = {
-        "STAFETT_TLS_CERTIFICATE": str(command.certificate),
-        "STAFETT_TLS_KEY": str(command.key),
-        "STAFETT_TLS_AUTHORITY": str(command.authority),
-    }
+    identity = Identity(tmp_path / "short")
+    identity.issue(cluster.authority)
+    files = mixed(cluster, identity.files.key.parent, cluster.authority, datetime.now(UTC) + timedelta(seconds=2))
+    server, health = new_server()
+    port = bind(server, Address(HOST, 0), files)
+    await server.start()
 
-    def said() -> str:
-        return CliRunner(env=environment).invoke(app, ["nodes", "--tracker", target]).output
+    async def said() -> str:
+        """What the command says: the server has no methods of a tracker, so it fails in any case."""
+        return (
+            await asyncio.to_thread(nodes, cluster, cluster.identity("command").files, f"ipv4:{HOST}:{port}")
+        ).output
 
-    wait_until(lambda: "its certificate has expired" in said(), "refused as expired")
-    assert "renew it there, or set the clocks of both hosts" in said()
-    (line,) = logged(tracker, "certificate_expired")
-    assert line["certificate"] == str(files.certificate)
-    cluster.identity("short").issue(cluster.authority)
-    wait_until(lambda: "address" in said(), "believed again, without a restart")
-    tracker.stop()
+    try:
+        await health.set("stafett.api.v1.TrackerService", health_pb2.HealthCheckResponse.SERVING)
+        with structlog.testing.capture_logs() as logs:
+            async with asyncio.timeout(30):
+                while "its certificate has expired" not in (refused := await said()):
+                    pass
+        assert "renew it there, or set the clocks of both hosts" in refused
+        expired = [line for line in logs if line["event"] == "certificate_expired"]
+        assert [line["certificate"] for line in expired] == [str(files.certificate)]
+        identity.issue(cluster.authority)
+        assert "Method not found" in await said(), "connected again, without a restart"
+    finally:
+        await server.stop(None)
 
 
 def test_who_shows_no_certificate_is_refused(cluster: TlsCluster) -> None:
-    context = ssl.create_default_context(cafile=str(cluster.identity("command").files.authority))
-    context.set_alpn_protocols(["h2"])
-    with (
-        socket.create_connection((HOST, cluster.tracker_port), timeout=5) as plain,
-        context.wrap_socket(plain, server_hostname=HOST) as connection,
-        pytest.raises(ssl.SSLError, match="certificate required"),
-    ):
-        connection.recv(100)
+    def hears(own: TlsFiles | None) -> bytes:
+        """The first bytes of HTTP/2, which a server sends at once to whom it takes."""
+        context = ssl.create_default_context(cafile=str(cluster.identity("command").files.authority))
+        context.set_alpn_protocols(["h2"])
+        if own:
+            context.load_cert_chain(own.certificate, own.key)
+        with (
+            socket.create_connection((HOST, cluster.tracker_port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname=HOST) as connection,
+        ):
+            return connection.recv(100)
+
+    assert hears(cluster.identity("command").files)
+    assert not hears(None)
+    log = cluster.parts["tracker"].log.read_text()
+    assert "PEER_DID_NOT_RETURN_A_CERTIFICATE" in log, "docs/operations.md says that GRPC_VERBOSITY shows it"
 
 
 def test_the_command_says_why_it_is_refused(cluster: TlsCluster, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class TlsCluster:
 
     def __post_init__(self) -> None:
         self.processes = Processes(self.directory / "logs")
-        self.tracker_port, self.other_port, self.gateway_port, self.redis_port = (free_port() for _ in range(4))
+        self.tracker_port, self.gateway_port, self.redis_port = (free_port() for _ in range(3))
         self.node_ports = {"node-a": free_port(), "node-b": free_port()}
 
     def __enter__(self) -> TlsCluster:
@@ -80,19 +80,20 @@ class TlsCluster:
             self.identities[name].issue(self.authority)
         return self.identities[name]
 
-    def start(self, name: str, service: str, port: int, **settings: object) -> Process:
+    def start(
+        self, name: str, service: str, port: int, environment: Mapping[str, str] | None = None, **settings: object
+    ) -> Process:
         """Start a part with its files."""
-        self.parts[name] = start_service(
-            self.processes, service, name, {**self._tls(name), "listen_port": port, **settings}, port=port
-        )
+        merged = {**self._tls(name), "listen_port": port, **settings}
+        self.parts[name] = start_service(self.processes, service, name, merged, port=port, environment=environment)
         return self.parts[name]
 
-    def start_tracker(self) -> Process:
+    def start_tracker(self, **environment: str) -> Process:
         """Start the tracker."""
         redis = f"redis://{HOST}:{self.redis_port}/0"
-        return self.start("tracker", "tracker", self.tracker_port, redis_url=redis)
+        return self.start("tracker", "tracker", self.tracker_port, environment, redis_url=redis)
 
-    def start_node(self, name: str, **settings: object) -> Process:
+    def start_node(self, name: str, **settings: int) -> Process:
         """Start a node that has all images."""
         layout = self.directory / "layout"
         if not self.images:
@@ -101,8 +102,16 @@ class TlsCluster:
                 self.images.append(image)
         own = self.directory / f"layout-{name}"
         shutil.copytree(layout, own, dirs_exist_ok=True)
-        own_settings = {"node_id": name, "tracker": self.tracker_target, "store": "oci-layout", "content_root": own}
-        return self.start(name, "node", self.node_ports[name], **{**own_settings, **settings})
+        return self.start(
+            name,
+            "node",
+            self.node_ports[name],
+            node_id=name,
+            tracker=self.tracker_target,
+            store="oci-layout",
+            content_root=own,
+            **settings,
+        )
 
     def start_gateway(self) -> Process:
         """Start a gateway on a host without a node."""
