@@ -50,7 +50,7 @@ def test_no_pull_fails_while_certificates_and_then_the_authority_are_changed(tmp
     with TlsCluster(tmp_path, old) as cluster:
         tracker = cluster.start_tracker()
         for name in cluster.node_ports:
-            cluster.start_node(name, upload_limit_bytes_per_second=16_000_000)
+            cluster.start_node(name)
         cluster.start_gateway()
         cluster.wait_nodes(*cluster.node_ports)
         clients = [HttpPuller(f"client{number}", [cluster.gateway_port], tally) for number in range(2)]

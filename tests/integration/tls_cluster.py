@@ -93,7 +93,7 @@ class TlsCluster:
         redis = f"redis://{HOST}:{self.redis_port}/0"
         return self.start("tracker", "tracker", self.tracker_port, environment, redis_url=redis)
 
-    def start_node(self, name: str, **settings: int) -> Process:
+    def start_node(self, name: str) -> Process:
         """Start a node that has all images."""
         layout = self.directory / "layout"
         if not self.images:
@@ -110,7 +110,7 @@ class TlsCluster:
             tracker=self.tracker_target,
             store="oci-layout",
             content_root=own,
-            **settings,
+            upload_limit_bytes_per_second=16_000_000,
         )
 
     def start_gateway(self) -> Process:

@@ -17,8 +17,10 @@ from stafett.cli.peer_read import read_small
 from stafett.common import wire
 from stafett.common.cluster import Node, NodeState
 from stafett.common.digest import Digest
-from stafett.common.errors import StafettError
+from stafett.common.errors import StafettError, StartupFailed
 from stafett.common.grpc_transport import TlsFiles, peer_channel
+from stafett.common.tls_files import kept
+from stafett.common.tls_refusal import refusal
 from stafett.common.topology import tier_between
 
 CALL_SECONDS = 3.0
@@ -46,6 +48,17 @@ async def check_gateway(setup: Setup) -> AsyncIterator[Verdict]:
                 yield fail(check, f"what answers at {url} is not a gateway (status {answer.status_code})", start)
 
 
+def check_certificates(setup: Setup) -> list[Verdict]:
+    """Are the certificate files of node and gateway of use?"""
+    try:
+        for tls in (setup.node.tls, setup.gateway.tls):
+            if tls:
+                kept(tls)
+    except StartupFailed as error:
+        return [fail("certificates", str(error), "the part does not start with these; stafett certs makes new ones")]
+    return []
+
+
 async def check_tracker(
     setup: Setup, stub: tracker_pb2_grpc.TrackerServiceAsyncStub, store: Store | None
 ) -> tuple[list[Verdict], list[Node]]:
@@ -55,6 +68,8 @@ async def check_tracker(
     try:
         answer = await stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS)
     except grpc.aio.AioRpcError as error:
+        if why := refusal(error.details() or "", setup.gateway.tls):
+            return [fail("certificates", f"no connection to the trackers at {target}: {why.reason}", why.remedy)], []
         remedy = "start a tracker, or correct STAFETT_GATEWAY_TRACKER; a firewall may block its port"
         return [fail("tracker", f"no tracker answers at {target}: {error.code().name}", remedy)], []
     verdicts = [ok("tracker", f"{target} answers")]
@@ -115,7 +130,10 @@ async def _answers(node: Node, tls: TlsFiles | None) -> str:
         request = node_pb2.StatRequest(digest=str(_NOBODY_HAS))
         await node_pb2_grpc.BlobServiceStub(channel).Stat(request, timeout=CALL_SECONDS)
     except grpc.aio.AioRpcError as error:
-        return "" if error.code() is grpc.StatusCode.NOT_FOUND else error.code().name
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            return ""
+        why = refusal(error.details() or "", tls)
+        return f"{why.reason}; {why.remedy}" if why else error.code().name
     finally:
         await channel.close()
     return ""

@@ -52,6 +52,8 @@ async def examine(setup: Setup) -> list[Verdict]:
         if setup.node.store == "containerd":
             verdicts += host_checks.check_images(setup, store)
     verdicts += [verdict async for verdict in cluster_checks.check_gateway(setup)]
+    if of_certificates := cluster_checks.check_certificates(setup):
+        return [*verdicts, *of_certificates]
     channel = tracker_channel(setup.gateway.tracker, setup.gateway.tls)
     try:
         stub: tracker_pb2_grpc.TrackerServiceAsyncStub = tracker_pb2_grpc.TrackerServiceStub(channel)
