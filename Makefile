@@ -50,6 +50,14 @@ soak: $(READY) ## half an hour of faults under load, then ten minutes of load wi
 	STAFETT_SOAK_SECONDS=1800 STAFETT_CALM_SECONDS=600 STAFETT_SOAK_LOGS=.build/soak-logs \
 	  python -m pytest -s tests/chaos/test_soak.py tests/chaos/test_no_false_suspicion.py $(ARGS)
 
+.PHONY: compose-demo
+compose-demo: ## start the cluster of docker-compose.yml, pull, kill a host, and check each step
+	@python3 deploy/compose/walk.py
+
+.PHONY: e2e-compose
+e2e-compose: $(READY) ## the same with a Docker engine and images of the test's own, and more (root; make deps-compose)
+	python -m pytest -m compose tests/compose $(ARGS)
+
 .PHONY: lint
 lint: $(READY) ## formatting, lint, types, import contracts
 	ruff format --check .
@@ -141,11 +149,19 @@ manifests: $(HELM)/.ready ## regenerate deploy/kubernetes from the Helm chart, a
 	python deploy/kubernetes/render.py $(HELM)/helm-4
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-E2E_PACKAGES := containerd docker-registry redis-server skopeo podman nginx-light iproute2 nftables prometheus python3-venv systemd
-POLICY := /usr/sbin/policy-rc.d
+E2E_PACKAGES := containerd curl docker-registry redis-server skopeo podman nginx-light iproute2 nftables prometheus python3-venv systemd
 .PHONY: deps-e2e
 deps-e2e: ## install what the end-to-end tests need (Debian packages, not started as services; Helm)
+	@$(MAKE) debian PACKAGES="$(E2E_PACKAGES)"
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(MAKE) -s helm; fi
+
+.PHONY: deps-compose
+deps-compose: ## install what make e2e-compose needs (Debian packages), in the same way
+	@$(MAKE) debian PACKAGES="docker.io docker-compose debootstrap iproute2"
+
+POLICY := /usr/sbin/policy-rc.d
+.PHONY: debian
+debian:
 	$(SUDO) apt-get update -q
 	$(SUDO) sh -ec '[ -e $(POLICY) ] || { trap "rm -f $(POLICY)" EXIT; printf "#!/bin/sh\nexit 101\n" >$(POLICY); chmod +x $(POLICY); }; \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(E2E_PACKAGES)'
-	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(MAKE) -s helm; fi
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(PACKAGES)'

@@ -32,10 +32,24 @@ A setting may also be a file, named like its variable, in the folder that `STAFE
 not be in the environment, as a Redis URL with a password. Variables win.
 """
 
+COMMANDS = """
+## Commands
+
+`stafett nodes`, `images`, `explain` and `drain` ask the trackers. `stafett doctor` uses the settings of node and
+gateway, see [its page](doctor.md); the other commands need none.
+
+| variable | default | meaning |
+|---|---|---|
+| `STAFETT_TRACKER` | `ipv4:127.0.0.1:7460` | The same as `--tracker`: gRPC target of the trackers. |
+| `STAFETT_TLS_CERTIFICATE` | none | PEM file with the certificate to show. Set all three files or none (plain text). |
+| `STAFETT_TLS_KEY` | none | PEM file with its private key. |
+| `STAFETT_TLS_AUTHORITY` | none | PEM file with the authority that the trackers' certificates must be signed by. |
+"""
+
 
 def page() -> str:
     """Render the whole page."""
-    return INTRODUCTION + "".join(_section(name, model) for name, model in SERVICES.items())
+    return INTRODUCTION + "".join(_section(name, model) for name, model in SERVICES.items()) + COMMANDS
 
 
 def _section(name: str, model: type[ServiceSettings]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import structlog
 import typer
 
-from stafett.cli.configure.distros import DistroName
+from stafett.cli.configure.distros import DistroName, distro_of
 from stafett.cli.host_platform import own_platform
 from stafett.cli.kubernetes.commands import app as kubernetes
 from stafett.cli.store_choice import StoreChoice
@@ -81,7 +81,7 @@ def nodes(tracker: TrackerTarget = "ipv4:127.0.0.1:7460", as_json: AsJson = Fals
 
 @app.command(rich_help_panel="Look")
 def images(tracker: TrackerTarget = "ipv4:127.0.0.1:7460", as_json: AsJson = False) -> None:
-    """List the images that nodes hold, and how many complete copies there are."""
+    """List the images that nodes hold: how many complete copies there are, in which zones and on which hosts."""
     from stafett.cli.overview import show_images
 
     raise typer.Exit(show_images(tracker, as_json=as_json))
@@ -90,12 +90,15 @@ def images(tracker: TrackerTarget = "ipv4:127.0.0.1:7460", as_json: AsJson = Fal
 @app.command(rich_help_panel="Look")
 def explain(
     what: Annotated[str, typer.Argument(help='Digest, "sha256:<64 hex>", or image, e.g. registry.example.com/app:1.')],
-    asking: Annotated[str, typer.Option("--from", help="Host that would ask, as listed by stafett nodes.")],
+    asking: Annotated[
+        str | None,
+        typer.Option("--from", help="Host that would ask, as listed by stafett nodes; without it: who holds."),
+    ] = None,
     algorithm: Annotated[str, typer.Option(help="nearest, least-loaded or rendezvous.")] = "nearest",
     tracker: TrackerTarget = "ipv4:127.0.0.1:7460",
     as_json: AsJson = False,
 ) -> None:
-    """Show who would serve a digest, or each piece of an image, to a host, and why the first is first."""
+    """Show who holds a digest, or each piece of an image, who would serve it to a host, why, and what goes upstream."""
     from stafett.cli.explain import run_explain
 
     raise typer.Exit(run_explain(tracker, what, asking, algorithm, as_json=as_json))
@@ -109,7 +112,7 @@ def pull(
         typer.Option(help="URL to pull from, e.g. a gateway's; several are tried in order for each request."),
     ],
     to: Annotated[Path, typer.Option(help="OCI layout directory to pull into; made if absent.")],
-    platform: Annotated[str, typer.Option(help="Platform to pull.")] = own_platform(),
+    platform: Annotated[str, typer.Option(help="Platform to pull.", show_default="this machine's")] = own_platform(),
     all_platforms: Annotated[bool, typer.Option("--all-platforms", help="Pull every platform.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -125,6 +128,7 @@ def demo(
         StoreChoice, typer.Option(help="Where hosts keep content: private containerds (as root), or OCI layouts.")
     ] = StoreChoice.AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="With a smaller image: half the time, less to see.")] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the cluster running until Ctrl-C, and say how to use it.")
     ] = False,
@@ -132,7 +136,7 @@ def demo(
     """Start a small cluster on this machine, pull an image without and with Stafett, and break things meanwhile."""
     from stafett.cli.demo.demo import run_demo
 
-    raise typer.Exit(run_demo(store, as_json=as_json, keep=keep))
+    raise typer.Exit(run_demo(store, as_json=as_json, quick=quick, keep=keep))
 
 
 @app.command(rich_help_panel="Operate")
@@ -154,16 +158,21 @@ def configure(
     check: Annotated[bool, typer.Option("--check", help="Like --dry-run; exit with 1 if anything differs.")] = False,
 ) -> None:
     """Write containerd's mirror files so that these registries, and no others, are pulled through the gateway."""
-    from stafett.cli.configure.command import Wanted, registries_of, run_configure
-    from stafett.cli.configure.hosts_toml import Gateway
+    from stafett.cli.configure.command import run_configure
+    from stafett.cli.configure.wanted import Wanted, gateway_of, registries_of
 
     if not registry and not remove:
         raise typer.BadParameter("name at least one, or use --remove", param_hint="--registry")
+    if registry and remove:
+        raise typer.BadParameter("puts all back; to take out some, name those that stay", param_hint="--remove")
     try:
-        registries = registries_of(registry or (), upstream or ())
+        wanted = Wanted(
+            registries_of(registry or (), upstream or ()),
+            gateway_of(gateway, tags),
+            distro_of(distro, hosts_dir, config),
+        )
     except StartupFailed as error:
         raise typer.BadParameter(str(error)) from error
-    wanted = Wanted(registries, Gateway(gateway.rstrip("/"), tags.rstrip("/")), distro, hosts_dir, config)
     raise typer.Exit(run_configure(wanted, remove=remove, dry_run=dry_run, check=check))
 
 
@@ -176,14 +185,15 @@ def doctor(
 ) -> None:
     """Say what is wrong with this host's installation, and what to do about it.
 
-    Settings of the node and the gateway are read as they read them, from STAFETT_NODE_* and STAFETT_GATEWAY_*. The exit
-    code is 0, 1 with warnings, 2 with failures.
+    The settings of the node and the gateway are those of STAFETT_NODE_* and STAFETT_GATEWAY_* in the environment, else
+    those of the processes that run here. The exit code is 0, 1 with warnings, 2 with failures. docs/doctor.md says what
+    each line means.
     """
     from stafett.cli.doctor.command import run_doctor
     from stafett.cli.doctor.setup import read_setup
 
     try:
-        setup = read_setup(distro, hosts_dir, config)
+        setup = read_setup(distro_of(distro, hosts_dir, config))
     except StartupFailed as error:
         typer.echo(error, err=True)
         raise typer.Exit(2) from error

@@ -28,6 +28,8 @@ class Pulled:
     seconds: float
     bytes_by_source: Mapping[str, int]
     longest_gap_seconds: float
+    trace_id: str
+    """Where to find the pull among the traces; empty where no gateway makes any."""
 
 
 async def pull(
@@ -77,6 +79,7 @@ async def pull(
         time.monotonic() - started_at,
         dict(tally.bytes_by_source),
         tally.longest_gap_seconds,
+        tally.trace_id,
     )
 
 

@@ -60,13 +60,15 @@ def _document(result: Pulled) -> str:
             "seconds": round(result.seconds, 3),
             "bytes_by_source": result.bytes_by_source,
             "longest_gap_seconds": round(result.longest_gap_seconds, 3),
+            "trace_id": result.trace_id,
         }
     )
 
 
 def _line(result: Pulled) -> str:
     sources = ", ".join(f"{decimal(size)} from {source}" for source, size in sorted(result.bytes_by_source.items()))
-    return f"{result.image} ({str(result.digest)[:19]}) in {result.seconds:.1f} s: {sources or 'nothing to fetch'}"
+    found = f"{result.image} ({str(result.digest)[:19]}) in {result.seconds:.1f} s: {sources or 'nothing to fetch'}"
+    return f"{found}, trace {result.trace_id}" if result.trace_id else found
 
 
 def _first(group: BaseExceptionGroup[StafettError | OSError]) -> BaseException:

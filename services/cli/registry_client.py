@@ -5,6 +5,7 @@ A body that is cut goes on with a Range request, again from the first host; ever
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -14,7 +15,7 @@ import httpx2
 
 from stafett.common import oci
 from stafett.common.digest import Digest
-from stafett.common.errors import BlobUnknown, CorruptContent, ManifestUnknown, RequestInvalid
+from stafett.common.errors import BlobUnknown, CorruptContent, ManifestUnknown, RequestInvalid, Unavailable
 from stafett.common.oci import MANIFEST_MAX_BYTES, Descriptor, Index, Manifest, parse_manifest
 from stafett.common.oci_layout import BlobWriter
 from stafett.common.reference import Reference
@@ -33,6 +34,8 @@ class Tally:
 
     bytes_by_source: Counter[str] = field(default_factory=Counter)
     longest_gap_seconds: float = 0.0
+    trace_id: str = ""
+    """Of the trace of all requests, if a gateway makes one."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,11 @@ class RegistryClient:
             timeout=TIMEOUT,
             trust_env=False,
             follow_redirects=True,
-            headers={"Accept-Encoding": "identity", "User-Agent": f"stafett/{version()}"},
+            headers={
+                "Accept-Encoding": "identity",
+                "User-Agent": f"stafett/{version()}",
+                "traceparent": f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01",
+            },
         )
 
     async def __aenter__(self) -> RegistryClient:
@@ -77,18 +84,23 @@ class RegistryClient:
         """Fetch a manifest or index by tag or digest from the first host that has it.
 
         Raises:
-            ManifestUnknown: if none has. CorruptContent: if the bytes do not match the digest asked for.
+            ManifestUnknown: if none has. Unavailable: if none answers. CorruptContent: if the bytes do not match the
+                digest asked for.
         """
         reasons = []
+        answered = False
         for host in self._hosts:
             try:
                 answer = await self._http.get(self._url(host, "manifests", reference), headers={"Accept": ACCEPT})
             except httpx2.HTTPError as error:
                 reasons.append(f"{host}: {_reason(error)}")
                 continue
+            answered = True
             if answer.status_code == 200 and len(answer.content) <= MANIFEST_MAX_BYTES:
                 return self._received(reference, answer)
             reasons.append(f"{host}: status {answer.status_code}")
+        if not answered:
+            raise Unavailable("the registry", "; ".join(reasons))
         raise ManifestUnknown(f"{reference} ({'; '.join(reasons)})")
 
     async def blob(self, blob: Descriptor, writer: BlobWriter, progress: Progress) -> None:
@@ -121,7 +133,7 @@ class RegistryClient:
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         async with self._http.stream("GET", self._url(host, "blobs", str(blob.digest)), headers=headers) as answer:
             skip = _bytes_to_skip(answer, offset)
-            source = answer.headers.get("Stafett-Source", UPSTREAM)
+            source = self._note_source(answer)
             left = blob.size_bytes - offset
             async for received in answer.aiter_raw():
                 piece = received[skip : skip + left]
@@ -137,13 +149,17 @@ class RegistryClient:
         self._tally.longest_gap_seconds = max(self._tally.longest_gap_seconds, now - last_byte_at)
         return now
 
+    def _note_source(self, answer: httpx2.Response) -> str:
+        self._tally.trace_id = answer.headers.get("Stafett-Trace-Id", self._tally.trace_id)
+        return answer.headers.get("Stafett-Source", UPSTREAM)
+
     def _received(self, reference: str, answer: httpx2.Response) -> Fetched:
         content = answer.content
         digest = Digest.of(content)
         if ":" in reference and str(digest) != reference:
             raise CorruptContent(reference, str(answer.url.host))
         parsed = parse_manifest(content)
-        self._tally.bytes_by_source[answer.headers.get("Stafett-Source", UPSTREAM)] += len(content)
+        self._tally.bytes_by_source[self._note_source(answer)] += len(content)
         return Fetched(Descriptor(parsed.media_type, digest, len(content)), content, parsed)
 
     def _url(self, host: str, kind: str, reference: str) -> str:
@@ -184,4 +200,5 @@ def _checked(host: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    said = str(error) or type(error).__name__
+    return f"cannot connect ({said})" if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout) else said

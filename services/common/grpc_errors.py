@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 
 import grpc
 import structlog
+from opentelemetry import trace
 
 from stafett.common import errors
+from stafett.common.grpc_tracing import note_status
 
 log = structlog.get_logger()
 
@@ -99,13 +101,18 @@ def _guard_stream(inner: Callable[..., AsyncIterator[Any]], method: str) -> Call
 async def _abort(error: BaseException, context: grpc.aio.ServicerContext[Any, Any], method: str) -> NoReturn:
     """End the call with the status that fits, or let the error pass where it must."""
     if isinstance(error, errors.StafettError):
-        await context.abort(STATUS_OF[type(error)], str(error))
+        await _end(context, STATUS_OF[type(error)], str(error))
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise error
-        await context.abort(grpc.StatusCode.CANCELLED, "the operation was cancelled inside the service")
+        await _end(context, grpc.StatusCode.CANCELLED, "the operation was cancelled inside the service")
     if isinstance(error, grpc.aio.AbortError) or not isinstance(error, Exception):
         raise error
     log.error("request_crashed", method=method, exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, "internal error, see the service's log")
+    await _end(context, grpc.StatusCode.INTERNAL, "internal error, see the service's log")
+
+
+async def _end(context: grpc.aio.ServicerContext[Any, Any], status: grpc.StatusCode, details: str) -> NoReturn:
+    note_status(trace.get_current_span(), status, details)
+    await context.abort(status, details)

@@ -19,6 +19,7 @@ from grpc_health.v1.health import aio as health_aio
 from stafett.common.cluster import Address
 from stafett.common.errors import StartupFailed
 from stafett.common.grpc_errors import ErrorInterceptor
+from stafett.common.grpc_tracing import server_interceptors
 from stafett.common.tls_channel import RotatingChannel
 from stafett.common.tls_files import Certificates, kept
 from stafett.common.tls_files import TlsFiles as TlsFiles
@@ -74,6 +75,11 @@ _TRACKER_SERVICE_CONFIG = {
     ],
 }
 
+_LOCAL_OPTIONS = (
+    *(option for option in _CHANNEL_OPTIONS if not option[0].startswith("grpc.keepalive")),
+    ("grpc.default_authority", "localhost"),
+)
+"""No keepalive: a socket of this host breaks when its server goes, and containerd hangs up on who pings it often."""
 _TRACKER_OPTIONS = (*_CHANNEL_OPTIONS, ("grpc.service_config", json.dumps(_TRACKER_SERVICE_CONFIG)))
 
 
@@ -85,7 +91,7 @@ def new_server(
     Beyond `max_concurrent_rpcs` calls are refused with RESOURCE_EXHAUSTED.
     """
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()],
+        interceptors=[*server_interceptors(), ErrorInterceptor()],
         options=_SERVER_OPTIONS,
         maximum_concurrent_rpcs=max_concurrent_rpcs,
     )
@@ -134,17 +140,15 @@ def blocking_tracker_channel(target: str, tls: TlsFiles | None) -> grpc.Channel:
     )
 
 
-def peer_channel(address: Address, tls: TlsFiles | None) -> grpc.aio.Channel:
-    """Open a channel to one node's BlobService, or to one tracker."""
-    return _channel(address.target(), tls, _CHANNEL_OPTIONS)
+def peer_channel(address: Address, tls: TlsFiles | None, *, certified_name: str = "") -> grpc.aio.Channel:
+    """Open a channel to one node's BlobService, or to one tracker; its certificate is for the address, or the name."""
+    override = (("grpc.ssl_target_name_override", certified_name),) if certified_name and tls else ()
+    return _channel(address.target(), tls, (*_CHANNEL_OPTIONS, *override))
 
 
 def unix_channel(path: Path) -> grpc.aio.Channel:
     """Open a channel to a unix socket, e.g. containerd's; path must be absolute (gRPC refuses relative ones)."""
-    return grpc.aio.insecure_channel(
-        f"unix://{path.absolute()}",
-        options=[*_CHANNEL_OPTIONS, ("grpc.default_authority", "localhost")],
-    )
+    return grpc.aio.insecure_channel(f"unix://{path.absolute()}", options=_LOCAL_OPTIONS)
 
 
 def _is_loopback(host: str) -> bool:

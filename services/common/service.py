@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from importlib import metadata
@@ -12,6 +14,7 @@ from stafett.common.errors import StartupFailed
 from stafett.common.logs import configure_logs
 from stafett.common.memory import keep_freed_buffers
 from stafett.common.settings import S, SettingsInvalid, load
+from stafett.common.tracing import traces
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -41,7 +44,8 @@ def run_service(
     keep_freed_buffers()
     failures: list[str] = []
     try:
-        asyncio.run(_until_signalled(settings, serve))
+        with traces(name, str(getattr(settings, "node_id", "") or f"{socket.gethostname()}-{os.getpid()}")):
+            asyncio.run(_until_signalled(settings, serve))
     except* StartupFailed as group:
         failures = _messages(group)
     for line in failures:

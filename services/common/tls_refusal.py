@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import grpc
+
 from stafett.common.tls_files import TlsFiles
 
 _CONNECTING = "last error:"
@@ -34,6 +36,12 @@ def refusal(details: str, tls: TlsFiles | None) -> Refusal | None:
         reason = f"it hung up in the handshake, most likely as it refuses our certificate {tls.certificate}"
         return Refusal(reason, "check that its authority file has who signed ours, that ours is valid by its clock")
     return None
+
+
+def in_words(error: grpc.aio.AioRpcError, tls: TlsFiles | None) -> str:
+    """Say why a call failed: the refusal and what to look at, or else its status."""
+    why = refusal(error.details() or "", tls)
+    return f"{why.reason}; {why.remedy}" if why else error.code().name
 
 
 def _hung_up(details: str) -> bool:

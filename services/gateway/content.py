@@ -22,6 +22,7 @@ from stafett.common.errors import (
     Unsupported,
 )
 from stafett.common.oci import Index
+from stafett.gateway import pull_trace
 from stafett.gateway.byte_range import Span, resolve_range
 from stafett.gateway.exchange import JSON, Exchange, Outcome
 from stafett.gateway.expectations import Expectations
@@ -101,6 +102,7 @@ class Content:
                 return
             request = self._parse(scope)
             kind = request.path.kind.value
+            pull_trace.asked(scope["method"], request.path)
             outcome = await self._answer(request, exchange, self._ports[scope["server"][1]])
         except StafettError as error:
             outcome = await _refuse(error, exchange)
@@ -112,6 +114,7 @@ class Content:
         finally:
             self.running -= 1
         self._metrics.count_request(kind, exchange.source, outcome, exchange.first_byte_seconds)
+        pull_trace.ended(outcome.value, exchange.source, cut=outcome is Outcome.TRUNCATED)
 
     def _check(self, method: str) -> None:
         if method not in ("GET", "HEAD"):

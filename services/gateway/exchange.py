@@ -14,6 +14,7 @@ from enum import Enum
 from starlette.types import Receive, Send
 
 from stafett.common.errors import BlobUnknown, CorruptContent, Unavailable
+from stafett.gateway import pull_trace
 
 JSON = "application/json"
 MISS = "miss"
@@ -51,7 +52,8 @@ class Exchange:
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Send status and headers."""
         self.first_byte_seconds = time.monotonic() - self._opened_at
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        sent = pull_trace.answered(status, headers)
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in sent.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:

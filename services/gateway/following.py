@@ -16,6 +16,7 @@ from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, Draining, Overloaded, StafettError, Unavailable
 from stafett.common.relaying import Fetch, Left, Phase, Refused, Wait
 from stafett.common.topology import Tier, tier_between
+from stafett.gateway import pull_trace
 from stafett.gateway.ports import Receiving, RelayAnswer, RelayAsk, RelayFollow
 from stafett.gateway.relay import Relay
 from stafett.gateway.seats import Seats
@@ -133,9 +134,11 @@ class TreeSources:
         if isinstance(answer, Fetch):
             self._fetching = True
             await self._note_ancestors(())
+            pull_trace.event("stafett.claim", offset=self.position)
             self._seats.fetch(self._digest, self._state.size_bytes, self.position, answer.token)
         elif isinstance(answer, Refused):
             log.info("not_relayed", digest=str(self._digest), reason=answer.reason)
+            pull_trace.event("stafett.claim_refused", reason=answer.reason)
         raise BlobUnknown(self._digest)
 
     async def _note_ancestors(self, ancestors: tuple[str, ...]) -> None:
@@ -159,6 +162,7 @@ class TreeSources:
                 await self._note_ancestors((answer.node.id, *answer.ancestors))
                 if answer.node.id != serving:
                     log.info("parent_changed", digest=str(self._digest), old=serving, new=answer.node.id)
+                    pull_trace.event("stafett.parent_changed", holder=answer.node.id)
                     self._better = self._candidate(answer)
 
     def _told(self, phase: Phase) -> RelayAsk:

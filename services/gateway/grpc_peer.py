@@ -15,11 +15,13 @@ from stafett.common.blob_codec import Frame
 from stafett.common.blob_rpc import ReadFrames, read_frames
 from stafett.common.cluster import Address, Node
 from stafett.common.digest import Digest
+from stafett.common.grpc_tracing import Metadata, carried, traced_call
 from stafett.common.grpc_transport import TlsFiles, peer_channel
 from stafett.gateway.ports import Receiving
 
 READ_SECONDS = 4 * 3600.0
 """Deadline of a whole stream; silence is noticed much earlier, by the relay."""
+VERIFY_SECONDS = 60.0
 OWN_NODE_SECONDS = 0.3
 RECEIVING_SECONDS = 1.0
 """What the host is receiving decides whether upstream is asked: worth waiting for a busy node."""
@@ -41,16 +43,21 @@ class GrpcPeers:
         self._channels_max = channels_max
         self._channels: OrderedDict[Address, _PeerChannel] = OrderedDict()
 
-    async def read(
+    def read(
         self, node: Node, digest: Digest, offset: int, length: int, *, follow: bool = False
     ) -> AsyncGenerator[Frame, None]:
-        """See `ports.PeerReader`."""
+        """See `ports.PeerReader`. The call carries the trace of now, not that of its first frame."""
         request = node_pb2.ReadRequest(
             digest=str(digest), offset=offset, length=length, follow=follow, reader=self._node_id
         )
+        return self._read(node, digest, request, carried())
+
+    async def _read(
+        self, node: Node, digest: Digest, request: node_pb2.ReadRequest, metadata: Metadata | None
+    ) -> AsyncGenerator[Frame, None]:
         peer = self._of(node.address)
         peer.streams += 1
-        call = peer.read(request, timeout=READ_SECONDS)
+        call = peer.read(request, timeout=READ_SECONDS, metadata=metadata)
         try:
             await self._close_idle()
             async for frame in call:
@@ -62,6 +69,15 @@ class GrpcPeers:
         finally:
             call.cancel()
             peer.streams -= 1
+
+    async def verify(self, node: Node, digest: Digest) -> bool:
+        """See `ports.PeerReader`."""
+        request = node_pb2.VerifyBlobRequest(digest=str(digest))
+        stub = node_pb2_grpc.BlobServiceStub(self._of(node.address).channel)
+        try:
+            return (await stub.VerifyBlob(request, timeout=VERIFY_SECONDS)).intact
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error, node.id, digest) from error
 
     async def close(self) -> None:
         """Close all channels."""
@@ -94,7 +110,9 @@ class OwnNode:
     async def size_of(self, digest: Digest) -> int | None:
         """Tell the size of a complete blob on this host; None if it is not there, or the node is away."""
         try:
-            answer = await self._stub.Stat(node_pb2.StatRequest(digest=str(digest)), timeout=OWN_NODE_SECONDS)
+            with traced_call("BlobService/Stat") as metadata:
+                request = node_pb2.StatRequest(digest=str(digest))
+                answer = await self._stub.Stat(request, timeout=OWN_NODE_SECONDS, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             self.reachable = error.code() is grpc.StatusCode.NOT_FOUND
             return None
@@ -107,7 +125,8 @@ class OwnNode:
             digest=str(digest), unfinished=True, beyond_bytes=beyond_bytes, wait_ms=round(wait_seconds * 1000)
         )
         try:
-            answer = await self._stub.Stat(request, timeout=RECEIVING_SECONDS + wait_seconds)
+            with traced_call("BlobService/Stat") as metadata:
+                answer = await self._stub.Stat(request, timeout=RECEIVING_SECONDS + wait_seconds, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return None

@@ -101,6 +101,10 @@ class PeerReader(Protocol):
         """
         ...
 
+    async def verify(self, node: Node, digest: Digest) -> bool:
+        """Have a node read its copy of a blob again; tell whether it is right. Raises as `read`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Receiving:

@@ -6,9 +6,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
+from stafett.common.tracing import started
 from stafett.gateway.content import Content
 from stafett.gateway.grpc_peer import OwnNode
 from stafett.gateway.metrics import GatewayMetrics
+from stafett.gateway.pull_trace import PullTraces
 from stafett.gateway.relay import Relay
 
 
@@ -36,5 +38,5 @@ def build_routes(content: Content, relay: Relay, own_node: OwnNode, metrics: Gat
         Route("/healthz", healthz),
         Route("/readyz", readyz),
         Route("/metrics", show_metrics),
-        Mount("/", app=content),
+        Mount("/", app=PullTraces(content) if started() else content),
     ]

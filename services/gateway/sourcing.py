@@ -9,6 +9,7 @@ import structlog
 
 from stafett.common.digest import Digest
 from stafett.common.errors import Unavailable
+from stafett.gateway import pull_trace
 from stafett.gateway.following import TreeSources
 from stafett.gateway.relay import Relay
 from stafett.gateway.seats import Seats
@@ -37,6 +38,7 @@ class Sourcing:
             image: "registry/repository" that the client asks for.
         """
         candidates = await self._relay.candidates(digest)
+        pull_trace.event("stafett.located", holders=len(candidates))
         small = bool(candidates) and agreed_size(candidates) < SMALL_BYTES
         follow = self._follow and receiving and not small and not (ranged and candidates)
         if follow and self._relay.locator.tracker_reachable:

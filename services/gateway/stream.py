@@ -7,9 +7,12 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from opentelemetry import trace
+
 from stafett.common.blob_codec import BlobInfo, Waiting
 from stafett.common.digest import Digest
 from stafett.common.errors import Unavailable
+from stafett.gateway import pull_trace
 from stafett.gateway.pace import Pace
 from stafett.gateway.peer_book import PeerBook
 from stafett.gateway.ports import PeerReader
@@ -45,8 +48,10 @@ class Stream:
         reader: PeerReader,
         stall_floor_seconds: float,
         unwanted: Callable[[], bool] = lambda: False,
+        attempt: int = 1,
     ) -> None:
         self.candidate = candidate
+        self.span = pull_trace.attempt(candidate, wanted.digest, wanted.size_bytes, wanted.offset, attempt)
         self.pace = Pace(stall_floor_seconds)
         self.first_byte_seconds: float | None = None
         self._wanted = wanted
@@ -55,6 +60,7 @@ class Stream:
         self._reader = reader
         self._unwanted = unwanted
         self._opened_at = book.clock()
+        self._received_bytes = 0
         self._pieces = self._run()
 
     @property
@@ -79,10 +85,16 @@ class Stream:
 
     async def aclose(self) -> None:
         """End the stream."""
-        await self._pieces.aclose()
+        try:
+            await self._pieces.aclose()
+        finally:
+            if self.span.is_recording():
+                self.span.set_attribute("stafett.received", self._received_bytes)
+                self.span.end()
 
     def lost_race(self) -> None:
         """Note that its first byte has not come by now, when another holder's has."""
+        self.span.set_attribute("stafett.reason", "lost_race")
         self._page.first_byte_missing(self.age_seconds, self._book.clock())
 
     async def _run(self) -> AsyncGenerator[memoryview, None]:
@@ -94,6 +106,7 @@ class Stream:
             self._page.stream_succeeded()
         except TimeoutError as error:
             self._page.stream_failed(self._book.clock())
+            pull_trace.stalled(self.span, self.pace.stall_seconds)
             raise Unavailable(self.candidate.node.id, STALLED) from error
         except Unavailable as error:
             if error.reason != WAITED:
@@ -106,7 +119,8 @@ class Stream:
         wanted, node_id = self._wanted, self.candidate.node.id
         left = wanted.length
         follow = self.candidate.growing
-        reading = self._reader.read(self.candidate.node, wanted.digest, wanted.offset, wanted.length, follow=follow)
+        with trace.use_span(self.span):  # the call is made here; the span is not current when this generator yields
+            reading = self._reader.read(self.candidate.node, wanted.digest, wanted.offset, wanted.length, follow=follow)
         async with aclosing(reading) as frames:
             asked_at = self._book.clock()
             while left > 0:
@@ -129,6 +143,7 @@ class Stream:
                     asked_at = self._book.clock()
 
     def _note(self, size_bytes: int, waited_seconds: float) -> None:
+        self._received_bytes += size_bytes
         if self.first_byte_seconds is None:
             self.first_byte_seconds = self.age_seconds
             self._page.first_byte_came(self.age_seconds, self._book.clock())

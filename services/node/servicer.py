@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Iterator
 
 import grpc
 import structlog
+from opentelemetry import trace
 
 from stafett.api.v1 import node_pb2
 from stafett.common.blob_codec import CHUNK_BYTES, BlobInfo, Frame, Waiting
@@ -50,12 +51,13 @@ class BlobServicer:
         self._slots = slots
         self._throttle = throttle
         self._tally = tally
+        self._verifying: dict[Digest, asyncio.Task[bool]] = {}
 
     async def Stat(self, request: node_pb2.StatRequest, context: Context) -> node_pb2.StatResponse:  # noqa: N802
         """Tell what is here of a blob, and wait for more where that is asked for."""
         digest = Digest.parse(request.digest)
         try:
-            size = await self._size_of(digest)
+            size = await (self._stored_size(digest) if request.unfinished else self._size_of(digest))
         except BlobUnknown:
             if not request.unfinished:
                 raise
@@ -117,8 +119,16 @@ class BlobServicer:
     async def VerifyBlob(  # noqa: N802
         self, request: node_pb2.VerifyBlobRequest, context: Context
     ) -> node_pb2.VerifyBlobResponse:
-        """Read a blob again; a wrong one is withdrawn."""
+        """Read a blob again, once for all who ask meanwhile; a wrong one is withdrawn."""
         digest = Digest.parse(request.digest)
+        if digest not in self._verifying:
+            verifying = self._verifying[digest] = asyncio.create_task(self._is_intact(digest))
+            verifying.add_done_callback(
+                lambda done: (self._verifying.pop(digest), done.cancelled() or done.exception())
+            )
+        return node_pb2.VerifyBlobResponse(intact=await asyncio.shield(self._verifying[digest]))
+
+    async def _is_intact(self, digest: Digest) -> bool:
         size = await self._size_of(digest)
         reader = await self._open(digest)
         running = hashlib.sha256()
@@ -132,12 +142,13 @@ class BlobServicer:
         intact = running.hexdigest() == digest.hex
         if not intact:
             log.error("blob_corrupt", digest=str(digest), remedy="remove the image that has it and pull it again")
-            self._indexer.condemn(digest)
-        return node_pb2.VerifyBlobResponse(intact=intact)
+            await self._indexer.condemn(digest)
+        return intact
 
     async def Read(self, request: node_pb2.ReadRequest, context: Context) -> AsyncGenerator[Frame, None]:  # noqa: N802
         """Stream a blob: its description, then its bytes."""
         digest = Digest.parse(request.digest)
+        trace.get_current_span().set_attributes({"stafett.digest": str(digest), "stafett.offset": request.offset})
         with self._slots.take():
             reader, size = await self._reader(digest, request)
             try:
@@ -175,6 +186,15 @@ class BlobServicer:
         if size is None:
             size = await self._indexer.look_up(digest)
         if size is None:
+            raise BlobUnknown(digest)
+        return size
+
+    async def _stored_size(self, digest: Digest) -> int:
+        """Ask the store: the index lists for a while what has been removed, and is now received again."""
+        size = await self._indexer.look_up(digest)
+        if size is None:
+            if self._indexer.size_of(digest) is not None:
+                self._indexer.evict(digest)
             raise BlobUnknown(digest)
         return size
 

@@ -172,6 +172,9 @@ class Session:
         call = stub.Session(timeout=SESSION_SECONDS)
         try:
             return await self._converse(call), self.registered
+        except Exception as error:
+            log.error("session_crashed", exc_info=error)
+            return "an error of our own", False
         finally:
             self.registered = False
             call.cancel()

@@ -20,6 +20,7 @@ from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
 from stafett.common.cluster import Address
 from stafett.common.digest import Digest
 from stafett.common.errors import Unavailable
+from stafett.common.grpc_tracing import traced_call
 from stafett.common.grpc_transport import TlsFiles, peer_channel
 from stafett.tracker.redis_link import RedisLink
 
@@ -85,7 +86,8 @@ class Fellows:
         forwarded.CopyFrom(request)
         forwarded.forwarded = True
         try:
-            return await stub.Relay(forwarded, timeout=FORWARD_SECONDS)
+            with traced_call("TrackerService/Relay") as metadata:
+                return await stub.Relay(forwarded, timeout=FORWARD_SECONDS, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             self._resting[owner] = time.monotonic() + REST_SECONDS
             log.warning("owner_silent", owner=owner, status=error.code().name, remedy="nothing to do, we decide")

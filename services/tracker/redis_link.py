@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Protocol, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import structlog
+from opentelemetry.trace import SpanKind
+from opentelemetry.util.types import AttributeValue
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
@@ -24,6 +27,7 @@ from redis.exceptions import RedisError
 
 from stafett.common.errors import Unavailable
 from stafett.common.grpc_transport import TlsFiles
+from stafett.common.tracing import TRACER, recording
 
 log = structlog.get_logger()
 
@@ -141,7 +145,8 @@ class RedisLink:
         Raises:
             Unavailable: if Redis does not answer in time, or with an error.
         """
-        return cast(Reply, await self._exchange(lambda: self._scripts[script](keys, args), CALL_SECONDS))
+        with self._span("EVALSHA", script):
+            return cast(Reply, await self._exchange(lambda: self._scripts[script](keys, args), CALL_SECONDS))
 
     async def run_all(
         self,
@@ -156,7 +161,10 @@ class RedisLink:
                     await self._scripts[script](keys, args, cast(Redis, pipeline))
                 return await pipeline.execute()
 
-        return cast(list[Reply], await self._exchange(execute, timeout_seconds)) if calls else []
+        if not calls:
+            return []
+        with self._span("EVALSHA", calls[0][0], len(calls)):
+            return cast(list[Reply], await self._exchange(execute, timeout_seconds))
 
     async def commands(self, commands: Sequence[Sequence[str | int]]) -> list[object]:
         """Run plain commands in one exchange. Raises `Unavailable` as `run` does."""
@@ -167,7 +175,10 @@ class RedisLink:
                     pipeline.execute_command(*words)
                 return await pipeline.execute()
 
-        return cast(list[object], await self._exchange(execute, CALL_SECONDS)) if commands else []
+        if not commands:
+            return []
+        with self._span(str(commands[0][0]), batch=len(commands)):
+            return cast(list[object], await self._exchange(execute, CALL_SECONDS))
 
     async def close(self) -> None:
         """Let running exchanges end, then close all connections, those to the Sentinels too.
@@ -184,6 +195,26 @@ class RedisLink:
         if isinstance(pool, SentinelConnectionPool):
             for sentinel in pool.sentinel_manager.sentinels:
                 await sentinel.aclose()
+
+    def _span(self, command: str, script: Script = "", batch: int = 1) -> AbstractContextManager[object]:
+        """Make a span of one exchange, where a call is being traced; a batch is named after its first command."""
+        if not recording():
+            return contextlib.nullcontext()
+        name = f"PIPELINE {command}" if batch > 1 else command
+        attributes: dict[str, AttributeValue] = {
+            "db.system.name": "redis",
+            "db.namespace": str(self._place.database),
+            "db.operation.name": name,
+            "server.address": self._place.hosts[0][0],
+            "server.port": self._place.hosts[0][1],
+        }
+        if script:
+            attributes["db.stored_procedure.name"] = script
+        if batch > 1:
+            attributes["db.operation.batch.size"] = batch
+        return TRACER.start_as_current_span(
+            f"{name} {script}".rstrip(), kind=SpanKind.CLIENT, attributes=attributes, record_exception=False
+        )
 
     async def _exchange(self, operation: Callable[[], Awaitable[object]], timeout_seconds: float) -> object:
         if self._closed:

@@ -165,6 +165,9 @@ def test_the_parts_meet_under_the_chart_s_certificates_and_a_host_drains_before_
     stranger = {f"STAFETT_TLS_{key}": "" for key in ("CERTIFICATE", "KEY", "AUTHORITY")}
     refused = installed.run(TRACKER, ["stafett", "nodes"], **stranger)
     assert refused.returncode == 1
+    doctor = json.loads(installed.run(NODE, ["stafett", "doctor", "--json"]).stdout)
+    levels = {verdict["check"]: verdict["level"] for verdict in doctor["verdicts"]}
+    assert {levels[check] for check in ("gateway", "tag-port", "tracker", "lease")} == {"ok"}
     drained = installed.run(NODE, container(installed.objects, NODE)["lifecycle"]["preStop"]["exec"]["command"])
     assert drained.returncode == 0, drained.stderr
     until("host draining", lambda: nodes(installed)["host-1"]["state"] == "draining")

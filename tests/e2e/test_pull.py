@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
+import trustme
 import zstandard
 
+from stafett.cli.configure.changing import carry_out
+from stafett.cli.configure.hosts_toml import DEFAULT, Gateway, Registry
+from stafett.cli.configure.mirror_files import changes_for, removals
 from stafett.cli.local_cluster.cluster import Host
 from stafett.cli.local_cluster.images import DOCKER, OCI, Format, MadeImage, make_image
 from stafett.cli.local_cluster.parts import run
-from stafett.cli.local_cluster.processes import wait_until
+from stafett.cli.local_cluster.processes import free_port, wait_until
 from stafett.common.digest import Digest
 from tests.e2e.bed import PLATFORM, TWO_PLATFORMS, Bed, digests_of
 from tests.e2e.cri import pull_image
@@ -173,6 +178,19 @@ def test_what_upstream_does_not_know_is_not_found(bed: Bed) -> None:
     assert "not found" in result.stderr
 
 
+def test_what_upstream_does_not_know_any_more_is_not_found_though_peers_have_it(bed: Bed) -> None:
+    image = bed.push_image("pull/forgotten", seed=15)
+    bed.pull(bed.hosts[0], image.name)
+    bed.wait_tagged(image.name)
+    bed.upstream.delete("pull/forgotten", image.index.digest)
+    containerd = bed.hosts[1].containerd
+    assert containerd is not None
+    result = containerd.pull(image.name)
+    assert result.returncode != 0
+    assert "not found" in result.stderr
+    bed.pull(bed.hosts[1], f"reg.test/pull/forgotten@{image.index.digest}")
+
+
 def test_what_upstream_refuses_is_refused_though_peers_have_it(bed: Bed) -> None:
     image = bed.push_image("pull/private", seed=5)
     bed.pull(bed.hosts[0], image.name)
@@ -222,6 +240,66 @@ def test_with_all_of_stafett_stopped_the_pull_goes_upstream(own_bed: Bed) -> Non
     stop_stafett(own_bed, host)
     own_bed.pull(host, image.name)
     own_bed.assert_complete(host, image)
+
+
+@pytest.mark.parametrize(
+    ("own", "listed"),
+    [
+        ("file", "reg.test"),
+        ("certificates", "reg.test"),
+        ("file for all", "reg.test"),
+        ("certificates for all", "reg.test"),
+        ("file for all", DEFAULT),
+    ],
+)
+def test_what_the_operator_had_said_holds_for_pulls_through_the_gateway(
+    own_bed: Bed, tmp_path: Path, own: str, listed: str
+) -> None:
+    """The registry speaks TLS, with a certificate that only the operator's file or folder makes containerd believe."""
+    own_bed.upstream.certified = tmp_path
+    certify(tmp_path)
+    own_bed.start(2)
+    first, second = own_bed.hosts
+    image = own_bed.push_image("pull/merged", {PLATFORM: [300_000]})
+    for host in own_bed.hosts:
+        assert host.containerd is not None
+        root = host.containerd.hosts_dir
+        carry_out(root, removals(root))
+        (folder := root / ("_default" if own.endswith("for all") else own_bed.upstream.registry)).mkdir()
+        shutil.copy(tmp_path / "ca.crt", folder)
+        if own.startswith("file"):
+            (folder / "ca.crt").rename(folder / "corp.pem")
+            (folder / "hosts.toml").write_text(
+                OWN.format(url=own_bed.upstream.url, dead=f"http://127.0.0.1:{free_port()}")
+            )
+        wanted = [Registry(listed, own_bed.upstream.url)]
+        carry_out(root, changes_for(root, wanted, Gateway(host.gateway_url, host.tag_url)))
+    own_bed.pull(first, image.name)
+    own_bed.wait_held(first, digests_of(image))
+    after_first = own_bed.upstream.bodies("pull/merged")
+    assert after_first
+    own_bed.pull(second, image.name)
+    assert own_bed.upstream.bodies("pull/merged") == after_first
+    own_bed.assert_complete(second, image)
+
+
+OWN = """\
+server = "{url}"
+ca = "corp.pem"
+[host]
+  "{dead}" = {{ capabilities = ["pull", "resolve"] }}
+  "{url}" = {{ capabilities = ["pull"], skip_verify = false }}
+"""
+
+
+def certify(folder: Path) -> None:
+    """Make an authority, and a certificate of it for loopback."""
+    authority = trustme.CA()
+    server = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(folder / "ca.crt")
+    server.private_key_pem.write_to_path(folder / "server.key")
+    for blob in server.cert_chain_pems:
+        blob.write_to_path(folder / "server.pem", append=True)
 
 
 def restart_upstream(bed: Bed, *, private: bool) -> None:

@@ -6,8 +6,11 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx2
+
 from stafett.cli.local_cluster.processes import HERE, LOOPBACK, Place, Process, Processes, free_port
 from stafett.cli.local_cluster.upload import upload_image
+from stafett.common.digest import Digest
 from stafett.common.oci import Descriptor
 
 _CONFIG = """\
@@ -19,6 +22,7 @@ storage:
 http:
   addr: {address}:{port}
 """
+_TLS = '  tls: {{certificate: "{folder}/server.pem", key: "{folder}/server.key"}}\n'
 _AUTH = 'auth: {{htpasswd: {{realm: upstream, path: "{path}"}}}}\n'
 _ACCESS = re.compile(r'"(GET|HEAD) (/v2/\S*) HTTP/1\.1" (\d+) (\d+)')
 
@@ -45,16 +49,19 @@ class Upstream:
     process: Process | None = None
     private: bool = False
     """Whether it answers 401 to everybody, from its next start on."""
+    certified: Path | None = None
+    """Folder with server.pem and server.key, to speak TLS with, and ca.crt, whom clients have to believe."""
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}:{self.port}"
+        return f"http{'s' if self.certified else ''}://{self.address}:{self.port}"
 
     def start(self, processes: Processes) -> None:
         """Start it (again)."""
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "config.yml"
         text = _CONFIG.format(directory=self.directory / "data", address=self.address, port=self.port)
+        text += _TLS.format(folder=self.certified) if self.certified else ""
         if self.private:
             nobody = self.directory / "htpasswd"
             nobody.write_text("# nobody\n")
@@ -84,6 +91,11 @@ class Upstream:
         """Requests that moved content: everything but HEADs and errors."""
         return [access for access in self.accesses(repository) if access.method == "GET" and access.status < 300]
 
+    def delete(self, repository: str, digest: Digest) -> None:
+        """Forget a manifest, and the tags that mean it."""
+        answer = httpx2.delete(f"{self.url}/v2/{repository}/manifests/{digest}", trust_env=False)
+        assert answer.status_code == 202, answer.text
+
     def push(self, layout: Path, name: str, target: Descriptor) -> None:
         """Upload an image from a layout: blobs, manifests, then the tag."""
-        upload_image(self.url, layout, name, target)
+        upload_image(self.url, layout, name, target, self.certified / "ca.crt" if self.certified else None)

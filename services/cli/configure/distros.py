@@ -1,24 +1,18 @@
-"""Where distributions keep containerd's files, and what their users have to change where we cannot."""
+"""Where distributions keep containerd's files, and what their users have to change where we cannot. Pure.
+
+What they do themselves was read in their sources: k3s and rke2 set config_path, and a table that stands in a template
+again keeps containerd from starting; EKS merges user data into its file; Talos sets config_path, and merges parts.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from textwrap import indent
 
-_V2 = """\
-    [plugins."io.containerd.grpc.v1.cri".registry]
-      config_path = "{hosts_dir}"
-    [plugins."io.containerd.grpc.v1.cri".containerd]
-      discard_unpacked_layers = false"""
-_BOTH = f"""\
-  containerd 1.x (version = 2):
-{_V2}
-  containerd 2.x (version = 3):
-    [plugins."io.containerd.cri.v1.images".registry]
-      config_path = "{{hosts_dir}}"
-    [plugins."io.containerd.cri.v1.images"]
-      discard_unpacked_layers = false"""
+from stafett.cli.containerd_config import plugin_of
 
 
 class DistroName(StrEnum):
@@ -34,57 +28,103 @@ class DistroName(StrEnum):
 
 @dataclass(frozen=True)
 class Distro:
-    """Paths on a host, and how its containerd is told to use them and to keep layers."""
+    """Paths on a host, and where its operator changes containerd's configuration."""
 
+    name: DistroName
     hosts_dir: Path
     config: Path
-    how: str
+    where: str
+    then: str
 
-    def exact_change(self, hosts_dir: Path) -> str:
-        """Tell what the operator has to change, if containerd's configuration is not as it has to be."""
-        return self.how.format(hosts_dir=hosts_dir)
+    def exact_change(self, version: int) -> str:
+        """Tell what to change in a configuration of this version, and where, so that it looks here and keeps layers."""
+        template = self.config.with_name("config-v3.toml.tmpl" if version > 2 else "config.toml.tmpl")
+        where = self.where.format(config=self.config, template=template)
+        return f"{where}\n\n{self.snippet(version)}\n{self.then}"
+
+    def snippet(self, version: int) -> str:
+        """The text to paste, for a configuration of this version."""
+        plugin = f"plugins.{json.dumps(plugin_of(version))}"
+        layers = f"[{plugin}{'' if version > 2 else '.containerd'}]\n  discard_unpacked_layers = false\n"
+        folder = f"[{plugin}.registry]\n  config_path = {json.dumps(str(self.hosts_dir))}\n"
+        match self.name:
+            case DistroName.K3S | DistroName.RKE2:
+                return '{{ template "base" . }}\n'
+            case DistroName.EKS:
+                return _EKS + indent(layers + folder, " " * 6)
+            case DistroName.TALOS:
+                return _TALOS + indent(layers, " " * 8)
+        return f"version = {version}\n{layers}{folder}"
 
 
-def _rancher(name: str) -> Distro:
+_EKS = """\
+apiVersion: node.eks.aws/v1alpha1
+kind: NodeConfig
+spec:
+  containerd:
+    config: |
+"""
+_TALOS = """\
+machine:
+  files:
+    - path: /etc/cri/conf.d/20-customization.part
+      op: create
+      content: |
+"""
+_IN_FILE = "In {config}; where a table is there already, put the line into it:"
+
+
+def _rancher(name: DistroName) -> Distro:
     below = Path("/var/lib/rancher") / name / "agent/etc/containerd"
-    how = (
-        f"In {below}/config.toml.tmpl (config-v3.toml.tmpl for containerd 2), which starts with "
-        '{{{{ template "base" . }}}}:\n'
-        + _BOTH
-        + f"\nthen restart {name}. {name} sets config_path itself, and writes the "
-        f"files of registries that are listed in /etc/rancher/{name}/registries.yaml at each start: leave out there "
-        "those that are to go through Stafett, or run configure again after each start."
+    return Distro(
+        name,
+        below / "certs.d",
+        below / "config.toml",
+        f"{name} sets config_path and keeps layers by itself, unless its template says otherwise. Remove {{template}}, "
+        "or leave out of it all of registry and discard_unpacked_layers, so that it starts with the line:",
+        f"then restart {name}. It writes the mirror files of what /etc/rancher/{name}/registries.yaml lists at each "
+        "start: leave out there what is to go through Stafett, or run configure again after each start.",
     )
-    return Distro(below / "certs.d", below / "config.toml", how)
 
 
 DISTROS = {
-    DistroName.CONTAINERD: Distro(
-        Path("/etc/containerd/certs.d"),
-        Path("/etc/containerd/config.toml"),
-        "In /etc/containerd/config.toml:\n" + _BOTH + "\nthen: systemctl restart containerd",
-    ),
-    DistroName.K3S: _rancher("k3s"),
-    DistroName.RKE2: _rancher("rke2"),
-    DistroName.EKS: Distro(
-        Path("/etc/containerd/certs.d"),
-        Path("/etc/containerd/config.toml"),
-        "EKS discards layers. In the user data of the node group (Amazon Linux 2023):\n"
-        "  apiVersion: node.eks.aws/v1alpha1\n  kind: NodeConfig\n  spec:\n    containerd:\n      config: |\n" + _BOTH,
-    ),
-    DistroName.GKE: Distro(
-        Path("/etc/containerd/hosts.d"),
-        Path("/etc/containerd/config.toml"),
-        "GKE sets config_path to {hosts_dir} only on newer node versions, and offers no setting for it: upgrade the "
-        "nodes, or change /etc/containerd/config.toml from a DaemonSet that restarts containerd:\n" + _BOTH,
-    ),
-    DistroName.TALOS: Distro(
-        Path("/etc/cri/conf.d/hosts"),
-        Path("/etc/cri/conf.d/cri.toml"),
-        "Talos discards layers. As a machine configuration patch (talosctl patch mc --patch @patch.yaml):\n"
-        "  machine:\n    files:\n      - path: /etc/cri/conf.d/20-customization.part\n        op: create\n"
-        "        content: |\n"
-        '          [plugins."io.containerd.cri.v1.images"]\n            discard_unpacked_layers = false\n'
-        "config_path is {hosts_dir} from the start.",
-    ),
+    distro.name: distro
+    for distro in (
+        Distro(
+            DistroName.CONTAINERD,
+            Path("/etc/containerd/certs.d"),
+            Path("/etc/containerd/config.toml"),
+            _IN_FILE,
+            "then: systemctl restart containerd",
+        ),
+        _rancher(DistroName.K3S),
+        _rancher(DistroName.RKE2),
+        Distro(
+            DistroName.EKS,
+            Path("/etc/containerd/certs.d"),
+            Path("/etc/containerd/config.toml"),
+            "EKS discards layers. In the user data of the node group (Amazon Linux 2023):",
+            "then replace the nodes.",
+        ),
+        Distro(
+            DistroName.GKE,
+            Path("/etc/containerd/hosts.d"),
+            Path("/etc/containerd/config.toml"),
+            f"GKE writes the file anew for each node: change it from a DaemonSet. {_IN_FILE}",
+            "then: systemctl restart containerd",
+        ),
+        Distro(
+            DistroName.TALOS,
+            Path("/etc/cri/conf.d/hosts"),
+            Path("/etc/cri/conf.d/cri.toml"),
+            "Talos sets config_path, but discards layers. As a patch of the machine configuration:",
+            "then: talosctl patch machineconfig --patch @patch.yaml",
+        ),
+    )
 }
+
+
+def distro_of(name: DistroName, hosts_dir: Path | None = None, config: Path | None = None) -> Distro:
+    """Tell what is known of a distribution, with other paths where they are given."""
+    usual = DISTROS[name]
+    return replace(usual, hosts_dir=hosts_dir or usual.hosts_dir, config=config or usual.config)

@@ -2,28 +2,29 @@
 
 containerd asks the hosts in the order of the file, and `server` last (measured on 1.6 and 2.x). Tags are resolved by
 the first host with both capabilities, so the gateway has "pull" only; `server` is its second port, which answers tags
-while upstream is dead.
+while upstream is dead. The first lines tell what the file was made from, so that it can be made again and compared.
 """
 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import tomlkit
-from tomlkit import TOMLDocument
-from tomlkit.exceptions import ParseError
-from tomlkit.items import Table
 
 from stafett.common.errors import StartupFailed
+from stafett.gateway.upstream_probe import upstream_url
 
 MARK = "# Written by stafett configure; its --remove puts back what was here before."
-_MADE = "# Folders made for this file: "
 DEFAULT = "_default"
 """Folder that containerd uses for every registry without one of its own."""
-_AT_ROOT = ("ca", "client", "skip_verify", "header", "override_path", "dial_timeout")
+_OF_SERVER = ("capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout")
 """Settings that apply to `server` when they stand outside of a host."""
+
+Settings = Mapping[str, object]
+"""What the operator says in a folder: the keys of a hosts.toml."""
 
 
 @dataclass(frozen=True)
@@ -35,93 +36,88 @@ class Gateway:
 
 
 @dataclass(frozen=True)
-class Certificates:
-    """File names in the registry's folder that containerd would use by itself if there were no hosts.toml."""
-
-    authorities: tuple[str, ...] = ()
-    clients: tuple[tuple[str, str], ...] = ()
-    """Pairs of certificate and key."""
-
-
-@dataclass(frozen=True)
 class Registry:
     """One registry, by the name that images use; `url` where it is not the usual one."""
 
     name: str
     url: str = ""
-    certificates: Certificates = field(default_factory=Certificates)
-
-    @property
-    def upstream_url(self) -> str:
-        """Where containerd would go without a hosts.toml."""
-        return self.url or ("https://registry-1.docker.io" if self.name == "docker.io" else f"https://{self.name}")
 
 
-def render(registry: Registry, gateway: Gateway, own: str, folders_made: int) -> str:
-    """Write the file. `own` is the user's file, empty if there is none; its hosts keep their order and settings.
+@dataclass(frozen=True)
+class Origin:
+    """What a file of ours is made from, apart from the operator's settings."""
 
-    Raises:
-        StartupFailed: if `own` is not TOML.
-    """
-    before = parse(own, registry.name)
-    document = tomlkit.document()
-    for line in (MARK, f"{_MADE}{folders_made}"):
-        document.add(tomlkit.comment(line.removeprefix("# ")))
-    server = str(before.get("server", ""))
-    if registry.name != DEFAULT:
-        document.add("server", gateway.tags_url)
-    elif server:
-        document.add("server", server)
-    hosts = tomlkit.table(is_super_table=True)
-    hosts.add(gateway.mirror_url, _capable("pull"))
-    for url, settings in _hosts(before).items():
-        if url != gateway.mirror_url:
-            hosts.add(url, settings)
-    upstream = server or registry.upstream_url
-    if registry.name != DEFAULT and upstream not in hosts:
-        hosts.add(upstream, _upstream(before, registry.certificates))
-    document.add("host", hosts)
-    return tomlkit.dumps(document)
+    registry: Registry
+    gateway: Gateway
+    folders_made: int = 0
+    """Folders that were made for this file."""
 
 
-def parse(text: str, name: str) -> TOMLDocument:
-    """Read a hosts.toml. Raises StartupFailed: if it is not TOML."""
+def render(origin: Origin, own: Settings) -> str:
+    """Write the file. The operator's hosts keep their order and settings, behind the gateway."""
+    registry, gateway = origin.registry, origin.gateway
+    hosts: dict[str, object] = {gateway.mirror_url: {"capabilities": ["pull"]}}
+    hosts.update((url, said) for url, said in _hosts(own).items() if url != gateway.mirror_url)
+    of_server = {key: own[key] for key in _OF_SERVER if key in own}
+    document: dict[str, object] = {}
+    if registry.name == DEFAULT:
+        document = {key: own[key] for key in ("server", *_OF_SERVER) if key in own}
+    else:
+        upstream = str(own.get("server", "")) or registry.url or upstream_url(registry.name, {})
+        # containerd ignores a fragment: with it the same URL can stand there twice, once with each one's settings.
+        upstream += "#server" if upstream in hosts else ""
+        hosts[upstream] = {"capabilities": ["pull", "resolve", "push"], **of_server}
+        document = {"server": gateway.tags_url}
+    head = (
+        MARK,
+        f"# Registry: {registry.name} {registry.url}".rstrip(),
+        f"# Gateway: {gateway.mirror_url} {gateway.tags_url}",
+        f"# Folders made for this file: {origin.folders_made}",
+    )
+    return "\n".join((*head, tomlkit.dumps({**document, "host": hosts})))
+
+
+def origin_of(text: str) -> Origin | None:
+    """Tell what `render` made a file from; None if it is not ours."""
+    if not text.startswith(MARK):
+        return None
+    name, url = _head(text, "Registry")
+    mirror_url, tags_url = _head(text, "Gateway")
+    made, _ = _head(text, "Folders made for this file")
+    return Origin(Registry(name, url), Gateway(mirror_url, tags_url), int(made) if made.isdigit() else 0)
+
+
+def parse(text: str, path: object) -> Settings:
+    """Read an operator's hosts.toml. Raises StartupFailed: if containerd could not, either."""
     try:
-        return tomlkit.parse(text)
-    except ParseError as error:
-        raise StartupFailed(f"hosts.toml of {name} cannot be read: {error}; mend or remove it first") from error
+        settings = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StartupFailed(f"{path} cannot be read: {error}; mend or remove it first") from error
+    hosts = settings.get("host", {})
+    if not isinstance(hosts, dict) or not all(isinstance(said, dict) for said in hosts.values()):
+        raise StartupFailed(f"{path}: host has to be a table of tables; mend or remove it first")
+    return settings
 
 
-def is_ours(text: str) -> bool:
-    """Tell whether `render` wrote this."""
-    return text.startswith(MARK)
+def read_from(own: Settings, folder: str) -> Settings:
+    """Say the same in a file of another folder, from which `folder` leads back: certificates stay where they are."""
+    said = {key: _below(folder, value) if key in ("ca", "client") else value for key, value in own.items()}
+    if hosts := _hosts(own):
+        said["host"] = {url: read_from(settings, folder) for url, settings in hosts.items()}
+    return said
 
 
-def folders_made(text: str) -> int:
-    """Tell how many folders were made for a file of ours."""
-    found = re.search(rf"^{_MADE}(\d+)$", text, re.MULTILINE)
-    return int(found[1]) if found else 0
+def _below(folder: str, value: object) -> object:
+    if isinstance(value, list):
+        return [_below(folder, each) for each in value]
+    return f"{folder}/{value}" if isinstance(value, str) and value and not value.startswith("/") else value
 
 
-def _hosts(document: Mapping[str, object]) -> Mapping[str, Table]:
-    hosts = document.get("host", {})
+def _hosts(settings: Settings) -> Mapping[str, Settings]:
+    hosts = settings.get("host", {})
     return hosts if isinstance(hosts, Mapping) else {}
 
 
-def _capable(*capabilities: str) -> Table:
-    table = tomlkit.table()
-    table.add("capabilities", list(capabilities))
-    return table
-
-
-def _upstream(before: Mapping[str, object], certificates: Certificates) -> Table:
-    """Upstream as a host: what the user said of `server`, or the certificates that lie beside. Pushes go there, too."""
-    table = _capable("pull", "resolve", "push")
-    if certificates.authorities:
-        table.add("ca", list(certificates.authorities))
-    if certificates.clients:
-        table.add("client", [list(pair) for pair in certificates.clients])
-    for key in ("capabilities", *_AT_ROOT):
-        if key in before:
-            table[key] = before[key]
-    return table
+def _head(text: str, label: str) -> tuple[str, str]:
+    found = re.search(rf"^# {label}: (\S+) ?(\S*)$", text, re.MULTILINE)
+    return (found[1], found[2]) if found else ("", "")

@@ -1,27 +1,21 @@
-"""What can be wrong on the host itself: containerd's configuration, its mirror files, its store, its proxies."""
+"""What can be wrong on the host itself: mirror files, certificates, containerd's store and what is in it."""
 
 from __future__ import annotations
 
 import os
-import socket
-import struct
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
-from pathlib import Path
-from urllib.parse import urlsplit
 
-from stafett.cli.configure.hosts_toml import DEFAULT, is_ours, parse
-from stafett.cli.configure.mirror_files import FILE, KEPT, folder_of
-from stafett.cli.containerd_config import ContainerdConfig
+from stafett.cli.configure.mirror_files import KEPT, changes_for, goes_through, replaced
 from stafett.cli.doctor.setup import Setup
 from stafett.cli.doctor.verdict import Verdict, fail, ok, warn
 from stafett.common.blob_files import blob_path
 from stafett.common.digest import Digest
 from stafett.common.errors import StafettError, StartupFailed
 from stafett.common.reference import Reference
+from stafett.common.tls_files import kept
 
-CONFIGURE = "stafett configure --registry NAME ..."
 _BLOBS_LOOKED_AT = 200
 
 
@@ -33,53 +27,36 @@ class Store:
     images: Sequence[str]
 
 
-def check_config(setup: Setup) -> Iterator[Verdict]:
-    """Does containerd look for mirror files, and does it keep layers?"""
-    change = setup.distro.exact_change(setup.hosts_dir)
-    try:
-        config = ContainerdConfig.read(setup.config)
-    except StartupFailed as error:
-        yield fail("containerd-config", str(error), "mend the file, or name the right one by --config")
-        return
-    if config is None:
-        yield warn("containerd-config", f"{setup.config} is not there", "name containerd's config.toml by --config")
-        return
-    if config.uses(setup.hosts_dir):
-        yield ok("config-path", f"containerd looks for mirror files in {setup.hosts_dir}")
-    else:
-        told = f"config_path is {config.config_path}" if config.config_path else "config_path is not set"
-        yield fail("config-path", f"{told} in {config.path}: mirror files are not used by pods", change)
-    if config.discards_layers:
-        yield fail("discard-layers", f"discard_unpacked_layers is on in {config.path}: nothing to share here", change)
-    else:
-        yield ok("discard-layers", "containerd keeps layers")
-
-
 def check_mirror_files(setup: Setup) -> Iterator[Verdict]:
-    """Are the mirror files as `configure` writes them for this gateway?"""
-    ours, wrong = 0, False
-    for path in sorted(setup.hosts_dir.glob(f"*/{FILE}")):
+    """Are the mirror files what `configure` would write for the same registries and this gateway?"""
+    check, root = "mirror-files", setup.distro.hosts_dir
+    try:
+        wanted = setup.configured
+        changed, changes = replaced(root), changes_for(root, wanted.registries, wanted.gateway)
+    except (StartupFailed, OSError) as error:
+        yield fail(check, str(error), "mend or remove it, or run this as root")
+        return
+    for path in changed:
+        name = re.sub(r"_(\d+)_$", r":\1", path.parent.name)
+        remedy = f"remove {path} or {path.with_name(KEPT)}, then: {wanted.command(name)}"
+        yield fail(check, f"{path} was replaced by somebody else", remedy)
+    for change in changes:
+        remedy = f"write it again, or see the difference with --check: {wanted.command()}"
+        yield fail(check, f"{change.path} is not what stafett configure writes for {wanted.gateway.mirror_url}", remedy)
+    if not wanted.registries and not changed:
+        remedy = f"name the registries of your images: {wanted.command('NAME')}"
+        yield fail(check, f"no registry in {root} goes through the gateway", remedy)
+    elif not changed and not changes:
+        yield ok(check, f"{len(wanted.registries)} registries go through the gateway")
+
+
+def check_certificates(setup: Setup) -> Iterator[Verdict]:
+    """Are the certificates of use with which the trackers and the peers are asked?"""
+    for tls in dict.fromkeys(tls for tls in (setup.node.tls, setup.gateway.tls) if tls):
         try:
-            text = path.read_text()
-            first, last = _ends(parse(text, path.parent.name))
-        except (StartupFailed, UnicodeDecodeError) as error:
-            wrong = True
-            yield fail("mirror-files", f"{path}: {error}", f"mend or remove it, then: {CONFIGURE}")
-            continue
-        if is_ours(text):
-            ours += 1
-            if first != setup.mirror_url or (path.parent.name != DEFAULT and last != setup.tags_url):
-                wrong = True
-                said = f"{path} leads to {first} and {last}, but the gateway is {setup.mirror_url}, {setup.tags_url}"
-                yield fail("mirror-files", said, f"run again: {CONFIGURE} --gateway {setup.mirror_url} --tags ...")
-        elif path.with_name(KEPT).exists():
-            wrong = True
-            remedy = f"remove {path} or {path.with_name(KEPT)}, then: {CONFIGURE}"
-            yield fail("mirror-files", f"{path} was replaced by somebody else", remedy)
-    if not ours and not wrong:
-        yield fail("mirror-files", f"no registry in {setup.hosts_dir} goes through the gateway", CONFIGURE)
-    elif not wrong:
-        yield ok("mirror-files", f"{ours} registries go through the gateway")
+            kept(tls)
+        except StartupFailed as error:
+            yield fail("tls", str(error), "run this as root, or correct STAFETT_NODE_TLS_* and STAFETT_GATEWAY_TLS_*")
 
 
 def check_content_root(setup: Setup, store: Store) -> Iterator[Verdict]:
@@ -104,16 +81,18 @@ def check_content_root(setup: Setup, store: Store) -> Iterator[Verdict]:
 
 def check_images(setup: Setup, store: Store) -> Iterator[Verdict]:
     """Do the images of this host go through the gateway, and does it serve them?"""
+    root = setup.distro.hosts_dir
+    try:
+        wanted = setup.configured
+    except (StartupFailed, OSError):
+        return  # said among the mirror files
     found = [reference for name in store.images if (reference := _reference(name))]
     names = {f"{reference.registry}/{reference.repository}" for reference in found}
-    registries = {name.partition("/")[0] for name in names}
-    covered = (setup.hosts_dir / DEFAULT / FILE).exists() or not list(setup.hosts_dir.glob(f"*/{FILE}"))
-    left_out = sorted(
-        each for each in registries if not covered and not (folder_of(setup.hosts_dir, each) / FILE).exists()
-    )
+    registries = sorted({reference.registry for reference in found})
+    left_out = [each for each in registries if wanted.registries and not goes_through(root, each)]
     if left_out:
-        remedy = f"add them: {CONFIGURE.replace('NAME', left_out[0])}"
-        yield warn("registries", f"images here come from {', '.join(left_out)}, which no mirror file has", remedy)
+        said = f"images here come from {', '.join(left_out)}, which no mirror file of ours has"
+        yield warn("registries", said, f"if they are to be shared: {wanted.command(*left_out)}")
     refused = sorted(name for name in names if not setup.gateway.serves(name))
     if refused:
         remedy = "change STAFETT_GATEWAY_ALLOW or STAFETT_GATEWAY_DENY, if they are to be shared"
@@ -122,53 +101,9 @@ def check_images(setup: Setup, store: Store) -> Iterator[Verdict]:
         yield ok("registries", f"all {len(names)} images of this host can be shared")
 
 
-def check_proxies(setup: Setup) -> Iterator[Verdict]:
-    """Would a proxy of containerd's catch what it asks the gateway?"""
-    environment = _containerd_environment(setup.node.containerd_socket)
-    if environment is None:
-        return
-    proxies = [name for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy") if environment.get(name)]
-    spared = environment.get("NO_PROXY", environment.get("no_proxy", "")).split(",")
-    for path in sorted(setup.hosts_dir.glob(f"*/{FILE}")):
-        try:
-            host = urlsplit(_ends(parse(path.read_text(), path.parent.name))[0]).hostname or ""
-        except (StartupFailed, UnicodeDecodeError):
-            continue  # said among the mirror files
-        if proxies and not _loopback(host) and host not in map(str.strip, spared):
-            said = f"containerd has {proxies[0]}: it asks the gateway at {host} through {environment[proxies[0]]}"
-            yield fail("proxy", said, f"add {host} to NO_PROXY of containerd's service, and restart it")
-            return
-    yield ok("proxy", "no proxy stands between containerd and the gateway")
-
-
-def _ends(document: Mapping[str, object]) -> tuple[str, str]:
-    hosts = document.get("host", {})
-    first = next(iter(hosts), "") if isinstance(hosts, Mapping) else ""
-    return str(first), str(document.get("server", ""))
-
-
 def _reference(name: str) -> Reference | None:
+    """Read an image's name; None for what is none, as the records "sha256:<config>" that CRI keeps of each image."""
     try:
-        return Reference.parse(name)
+        return None if name.startswith("sha256:") else Reference.parse(name)
     except StafettError:
         return None
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _containerd_environment(path: Path) -> Mapping[str, str] | None:
-    """Read the environment of the process behind the socket; None where that is not allowed."""
-    try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(path))
-            sent = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid = struct.unpack("3i", sent)[0]
-        text = Path(f"/proc/{pid}/environ").read_bytes().decode("utf-8", "replace")
-    except OSError:
-        return None
-    return dict(entry.partition("=")[::2] for entry in text.split("\0") if "=" in entry)

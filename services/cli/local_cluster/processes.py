@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,16 +16,24 @@ from pathlib import Path
 from stafett.cli.local_cluster.interruption import obey_interruption
 from stafett.common.errors import StartupFailed
 
-READY_SECONDS = 30.0
+READY_SECONDS = 60.0
+"""A machine that is busy otherwise takes long to start a dozen processes."""
 STOP_SECONDS = 10.0
 LOOPBACK = "127.0.0.1"
+PORTS = range(20_000, 30_000)
+"""Below those that Linux gives to outgoing connections: of many, one would take a port before its service does."""
 
 
 def free_port(host: str = LOOPBACK) -> int:
-    """Find a TCP port that nobody listens on now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """Find a TCP port that nobody listens on now, and that no outgoing connection is given."""
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe,
+        ):
+            probe.bind((host, port))
+            return port
 
 
 def accepts_connections(port: int, host: str = LOOPBACK) -> bool:
@@ -115,7 +124,7 @@ class Processes:
         environment: Mapping[str, str] | None = None,
         ready: Callable[[], bool] | None = None,
     ) -> Process:
-        """Start a child in a session of its own and wait until `ready` says yes (at most 30 s).
+        """Start a child in a session of its own and wait until `ready` says yes (at most a minute).
 
         `environment` is added to ours, from which STAFETT_* and proxy variables are removed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 import httpx2
@@ -13,15 +14,18 @@ from stafett.common.oci import Descriptor, Index, parse_manifest
 from stafett.common.reference import Reference
 
 
-def upload_image(registry_url: str, layout: Path, name: str, target: Descriptor) -> None:
+def upload_image(registry_url: str, layout: Path, name: str, target: Descriptor, authority: Path | None = None) -> None:
     """Upload blobs, manifests, then the tag; blobs that the registry has are not sent again.
+
+    `authority` has signed the registry's certificate, where it is none that everybody believes.
 
     Raises:
         StartupFailed: if the registry refuses something. httpx2.HTTPError: if it does not answer.
     """
     reference = Reference.parse(name)
     base = f"{registry_url}/v2/{reference.repository}"
-    with httpx2.Client(trust_env=False, timeout=60) as client:
+    verify = ssl.create_default_context(cafile=authority) if authority else True
+    with httpx2.Client(trust_env=False, timeout=60, verify=verify) as client:
         content = blob_path(layout, target.digest).read_bytes()
         parsed = parse_manifest(content)
         children = parsed.manifests if isinstance(parsed, Index) else (target,)
