@@ -19,7 +19,7 @@ from tests.chaos.pullers import Pulling, Tally
 from tests.chaos.soak_bed import SoakBed
 
 ROOT = Path(__file__).parents[2]
-PULLS_BETWEEN = 3
+PULLS_BETWEEN = 2
 STOP_SECONDS = 25.0
 
 
@@ -70,6 +70,12 @@ def earlier_commit() -> str:
         pytest.skip(f"no history to take an earlier commit from (git fetch --unshallow): {error}")
 
 
+def stop(process: Process | None) -> None:
+    """End a part gracefully."""
+    assert process is not None
+    assert process.stop(STOP_SECONDS) == 0, process.log_tail()
+
+
 @pytest.fixture
 def old_tree(tmp_path: Path) -> Path:
     commit = earlier_commit()
@@ -97,19 +103,17 @@ def test_no_pull_fails_while_each_part_is_replaced_by_a_newer_one(old_tree: Path
         old = [process for process in processes.children if process is not bed.cluster.redis]
 
         def replace_node(host: Host) -> None:
-            assert host.node is not None
-            assert host.node.stop(STOP_SECONDS) == 0
+            stop(host.node)
             bed.start_node(host)
             bed.wait_ready([host.name])
             bed.wait_held()
 
         def replace_gateway(host: Host) -> None:
-            assert host.gateway is not None
-            assert host.gateway.stop(STOP_SECONDS) == 0
+            stop(host.gateway)
             bed.start_gateway(host)
 
         def replace_tracker(tracker: Tracker) -> None:
-            assert tracker.process.stop(STOP_SECONDS) == 0
+            stop(tracker.process)
             bed.start_tracker(tracker.port)
             bed.wait_ready(host.name for host in bed.cluster.hosts)
 
