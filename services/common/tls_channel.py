@@ -25,6 +25,8 @@ LOOK_SECONDS = 1.0
 """Files are looked at so often, at most, when calls begin."""
 SAY_SECONDS = 60.0
 """A peer that goes on refusing is logged so often."""
+SURE_SECONDS = 1.0
+"""A peer that hangs up for so long refuses us; one that is being ended does it for a moment."""
 
 Open = Callable[[Certificates], grpc.aio.Channel]
 
@@ -77,6 +79,7 @@ class RotatingChannel(grpc.aio.Channel):
         self._old: set[_Generation] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._said: dict[str, float] = {}
+        self._hung_up_since: float | None = None
 
     @property
     def open_channels(self) -> int:
@@ -108,6 +111,8 @@ class RotatingChannel(grpc.aio.Channel):
             self._spawn(self._shut(generation))
         elif generation.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
             self._spawn(self._explain(call))
+        else:
+            self._hung_up_since = None
 
     def _retire(self, generation: _Generation) -> None:
         generation.retired = True
@@ -122,7 +127,12 @@ class RotatingChannel(grpc.aio.Channel):
     async def _explain(self, call: grpc.aio.Call) -> None:
         why = refusal(await call.details() or "", self._tls)
         now = time.monotonic()
-        if why is not None and now - self._said.get(why.reason, -SAY_SECONDS) >= SAY_SECONDS:
+        if why is None or why.certain:
+            self._hung_up_since = None
+        elif self._hung_up_since is None:
+            self._hung_up_since = now
+        sure = self._hung_up_since is None or now - self._hung_up_since >= SURE_SECONDS
+        if why is not None and sure and now - self._said.get(why.reason, -SAY_SECONDS) >= SAY_SECONDS:
             self._said[why.reason] = now
             log.error(
                 "tls_refused",

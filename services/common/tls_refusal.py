@@ -21,6 +21,8 @@ class Refusal:
 
     reason: str
     remedy: str
+    certain: bool = True
+    """False: a peer that ends at that moment looks the same."""
 
 
 def refusal(details: str, tls: TlsFiles | None) -> Refusal | None:
@@ -34,7 +36,8 @@ def refusal(details: str, tls: TlsFiles | None) -> Refusal | None:
             return Refusal(reason.format(tls=tls), remedy.format(tls=tls))
     if _hung_up(details):
         reason = f"it hung up in the handshake, most likely as it refuses our certificate {tls.certificate}"
-        return Refusal(reason, "check that its authority file has who signed ours, that ours is valid by its clock")
+        remedy = "check that its authority file has who signed ours, that ours is valid by its clock"
+        return Refusal(reason, remedy, certain=False)
     return None
 
 
