@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 
 from stafett.cli.configure.distros import DistroName, distro_of
@@ -211,6 +213,35 @@ def drain(
     raise typer.Exit(drain_node(tracker, node_id, draining=not undo))
 
 
+@app.command(rich_help_panel="Operate")
+def certs(
+    folder: Annotated[Path, typer.Argument(help="Folder of the authority; each certificate is in a folder below it.")],
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="Names and addresses of one certificate, e.g. host-1,10.0.0.1. Repeat for more."),
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, help="How long a new certificate is valid.")] = 90,
+    new_authority: Annotated[
+        bool,
+        typer.Option("--new-authority", help="Make another authority, believed beside the old one; renew nothing yet."),
+    ] = False,
+) -> None:
+    """Make an authority and certificates for the tls settings, or renew what is running out; keep what is good.
+
+    Without --name: those that are there, or one for localhost. Copy tls.crt, tls.key and ca.crt from a host's folder
+    to that host, and ca.key nowhere. Parts that run take new files by themselves.
+    """
+    from stafett.cli.certs import make_certificates
+
+    names = name or ([] if any(folder.glob("*/tls.crt")) else ["localhost,127.0.0.1,::1"])
+    try:
+        for line in make_certificates(folder, names, days, new_authority=new_authority):
+            typer.echo(line)
+    except (StartupFailed, OSError) as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from error
+
+
 @app.command("version", rich_help_panel="Look")
 def show_version() -> None:
     """Print the version."""
@@ -221,4 +252,5 @@ def show_version() -> None:
 
 def main() -> None:
     """Entry point of the `stafett` command."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # services set up their own logs
     app()
