@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-REGISTRY = "registry:5000"
 START_SECONDS = 300.0
 PATIENCE_SECONDS = 60.0
 INGESTS = "/var/lib/containerd/io.containerd.content.v1.content/ingest"
@@ -42,23 +41,48 @@ class Image:
 
 
 class Cluster:
-    """The services of docker-compose.yml, driven by its command."""
+    """The services of docker-compose.yml. Compose starts them; then docker itself is asked, which is much cheaper."""
 
     def __init__(self) -> None:
         self._compose = compose_command()
+        self._containers: dict[str, str] = {}
 
     def run(self, *arguments: str) -> str:
         """Run docker compose with arguments; return what it prints. Raises Unexpected if it fails."""
         return run(*self._compose, *arguments)
 
+    def start(self) -> None:
+        """Start what is not running, and wait until all is healthy. Raises Unexpected."""
+        self.run("up", "-d")
+        labels = {each["Id"]: each["Config"]["Labels"] for each in inspect(self.run("ps", "-a", "-q").split())}
+        self._containers = {
+            own["com.docker.compose.service"]: container
+            for container, own in labels.items()
+            if own["com.docker.compose.oneoff"] == "False"
+        }
+        wait_until(lambda: not self._unhealthy(), lambda: f"not healthy: {self._unhealthy()}", START_SECONDS)
+
+    def _unhealthy(self) -> list[str]:
+        """Services that have a health check and do not pass it, and those that have ended badly."""
+        found = zip(self._containers, inspect(list(self._containers.values())), strict=True)
+        return [service for service, container in found if not is_well(container["State"])]
+
+    def ids(self, *services: str) -> list[str]:
+        """Containers of services."""
+        return [self._containers[service] for service in services]
+
+    def runs(self, service: str) -> bool:
+        """Tell whether a service has been started."""
+        return service in self._containers
+
     def inside(self, service: str, *command: str) -> str:
         """Run a program in a service's container."""
-        return self.run("exec", "-T", service, *command)
+        return run("docker", "exec", self._containers[service], *command)
 
     def pull_command(self, host: int, image: Image) -> list[str]:
         """What pulls an image on a host as Kubernetes does, by the mirror files."""
         command = ["ctr", "images", "pull", "--hosts-dir", "/etc/containerd/certs.d", image.name]
-        return [*self._compose, "exec", "-T", f"host-{host}", *command]
+        return ["docker", "exec", self._containers[f"host-{host}"], *command]
 
     def pull(self, host: int, image: Image) -> None:
         """Pull an image on a host, to the end."""
@@ -71,7 +95,7 @@ class Cluster:
 
     def upstream_blobs(self, image: Image) -> list[str]:
         """Blobs of an image's repository that the registry has served so far, by its access log."""
-        log = self.run("logs", "--no-color", "registry")
+        log = run("docker", "logs", *self.ids("registry"), errors_too=True)
         return [path for path in BLOB.findall(log) if path.startswith(f"/v2/{image.repository}/")]
 
     def nodes(self) -> dict[str, dict[str, object]]:
@@ -89,20 +113,6 @@ class Cluster:
         lines = self.inside(f"gateway-{host}", "python", "-c", METRICS).splitlines()
         return int(sum(float(line.split()[-1]) for line in lines if line.startswith(metric) and label in line))
 
-    def unhealthy(self) -> list[str]:
-        """Running services that have a health check and do not pass it, and services that have ended badly."""
-        ids = self.run("ps", "-a", "-q").split()
-        found = json.loads(docker("inspect", *ids))
-        return sorted(
-            each["Config"]["Labels"]["com.docker.compose.service"]
-            for each in found
-            if (
-                each["State"].get("Health", {"Status": "healthy"})["Status"] != "healthy"
-                and each["State"]["Status"] == "running"
-            )
-            or each["State"]["ExitCode"] != 0
-        )
-
 
 def main() -> None:
     """Walk through all steps; the exit code is 1 if one fails."""
@@ -116,8 +126,7 @@ def main() -> None:
 def walk(cluster: Cluster) -> None:
     """Take all steps. Raises Unexpected."""
     step("start", "what is not running, and wait until all is healthy")
-    cluster.run("up", "-d")
-    wait_until(lambda: not cluster.unhealthy(), lambda: f"not healthy: {cluster.unhealthy()}", START_SECONDS)
+    cluster.start()
     wait_until(lambda: ready(cluster) == ["host-1", "host-2", "host-3"], lambda: f"only {ready(cluster)} are ready")
     note("three hosts are ready")
 
@@ -128,8 +137,8 @@ def walk(cluster: Cluster) -> None:
     kill_the_source(cluster, large)
 
     step("mend", "host 1 comes back")
-    cluster.run("up", "-d")
-    wait_until(lambda: "host-1" in ready(cluster), lambda: "host-1 did not come back", START_SECONDS)
+    cluster.start()
+    wait_until(lambda: "host-1" in ready(cluster), lambda: "host 1 did not come back")
     note("all is as it was: docker compose down -v takes it away")
 
 
@@ -158,11 +167,10 @@ def kill_the_source(cluster: Cluster, image: Image) -> None:
     cluster.pull(2, image)
     wait_until(lambda: sorted(cluster.copies(image)) == ["host-1", "host-2"], lambda: "host 2 does not have all of it")
     fetched, failovers = cluster.upstream_blobs(image), cluster.counted(3, "stafett_gateway_failovers_total")
-    first_host = cluster.run("ps", "-q", "host-1", "node-1", "gateway-1").split()
     pulling = subprocess.Popen(cluster.pull_command(3, image), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         wait_until(lambda: received_kib(cluster) > 4 * 1024, lambda: "host 3 receives nothing")
-        docker("kill", *first_host)
+        run("docker", "kill", *cluster.ids("host-1", "node-1", "gateway-1"))
         expect(received_kib(cluster) > 0, "host 1 died after the pull: lower HOST_UPLOAD_BYTES_PER_SECOND")
         printed, _ = pulling.communicate(timeout=120)
     finally:
@@ -179,7 +187,7 @@ def kill_the_source(cluster: Cluster, image: Image) -> None:
 
 def show_trace(cluster: Cluster) -> None:
     """Find a trace of the pulls in Jaeger, if that runs, with a span of each part."""
-    if "jaeger" not in cluster.run("ps", "--services", "--filter", "status=running").split():
+    if not cluster.runs("jaeger"):
         note("no Jaeger runs: COMPOSE_PROFILES=core,observability make compose-demo looks for the trace, too")
         return
     step("trace", "of a pull, in Jaeger")
@@ -221,16 +229,24 @@ def compose_command() -> list[str]:
     return ["docker", "compose"] if found and found.returncode == 0 else ["docker-compose"]
 
 
-def run(*command: str) -> str:
+def run(*command: str, errors_too: bool = False) -> str:
     """Run a program; return what it prints. Raises Unexpected if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     expect(done.returncode == 0, f"{shlex.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.stdout
+    return done.stdout + done.stderr if errors_too else done.stdout
 
 
-def docker(*arguments: str) -> str:
-    """Run docker itself."""
-    return run("docker", *arguments)
+def inspect(ids: list[str]) -> list[dict[str, Any]]:
+    """What docker knows of containers."""
+    found: list[dict[str, Any]] = json.loads(run("docker", "inspect", *ids))
+    return found
+
+
+def is_well(state: dict[str, Any]) -> bool:
+    """Tell whether a container is healthy, or has done what it was for."""
+    if state["Status"] != "running":
+        return bool(state["Status"] == "exited" and state["ExitCode"] == 0)
+    return bool(state.get("Health", {"Status": "healthy"})["Status"] == "healthy")
 
 
 def wait_until(condition: Callable[[], bool], problem: Callable[[], str], seconds: float = PATIENCE_SECONDS) -> None:
