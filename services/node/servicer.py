@@ -57,7 +57,7 @@ class BlobServicer:
         """Tell what is here of a blob, and wait for more where that is asked for."""
         digest = Digest.parse(request.digest)
         try:
-            size = await self._size_of(digest)
+            size = await (self._stored_size(digest) if request.unfinished else self._size_of(digest))
         except BlobUnknown:
             if not request.unfinished:
                 raise
@@ -186,6 +186,15 @@ class BlobServicer:
         if size is None:
             size = await self._indexer.look_up(digest)
         if size is None:
+            raise BlobUnknown(digest)
+        return size
+
+    async def _stored_size(self, digest: Digest) -> int:
+        """Ask the store: the index lists for a while what has been removed, and is now received again."""
+        size = await self._indexer.look_up(digest)
+        if size is None:
+            if self._indexer.size_of(digest) is not None:
+                self._indexer.evict(digest)
             raise BlobUnknown(digest)
         return size
 

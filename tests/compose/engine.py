@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -47,16 +48,16 @@ class Engine:
         spaces = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *(["--net"] if isolated else [])]
         command = ["unshare", *spaces, "sh", "-c", script, "sh", *paths, *network]
         self.process = self.processes.start("dockerd", command)
-        wait_until(lambda: self.run(DOCKER, "version", check=False).returncode == 0, "dockerd answers", START_SECONDS)
+        wait_until(self._answers, "dockerd answers", START_SECONDS)
 
     def stop(self) -> None:
         """End it with all its containers, and remove their control groups."""
         if self.process is not None and self.process.alive:
-            os.kill(self._child, signal.SIGTERM)
-            try:
+            for child in self._children:
+                os.kill(child, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.popen.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+            self.process.kill()  # and with it whatever is still in its namespaces
         for top in Path("/sys/fs/cgroup").glob(f"*{self._cgroup}"):
             for folder in sorted([top, *(path for path in top.rglob("*") if path.is_dir())], reverse=True):
                 folder.rmdir()
@@ -65,7 +66,7 @@ class Engine:
         self, *command: str | Path, check: bool = True, environment: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a program in the repository, as one who uses this engine, and in its network."""
-        inside = ["nsenter", f"--net=/proc/{self._child}/ns/net"] if self.isolated else []
+        inside = ["nsenter", f"--net=/proc/{self._children[0]}/ns/net"] if self.isolated else []
         variables = {
             **os.environ,
             "DOCKER_HOST": self.host,
@@ -88,18 +89,21 @@ class Engine:
         return f"/{self.directory.name}"
 
     @property
-    def _child(self) -> int:
-        """The engine's first process, as this machine numbers it."""
+    def _children(self) -> list[int]:
+        """The engine's first process, as this machine numbers it; none before it is there."""
         assert self.process is not None
         pid = self.process.pid
-        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def _answers(self) -> bool:
+        return bool(self._children) and self.run(DOCKER, "version", check=False).returncode == 0
 
 
 def make_images(engine: Engine) -> str:
     """Make the images of docker-compose.yml without a registry; return what `make image` says.
 
-    Debian's base system stands in for the bases of our Dockerfiles, and its packages for the images of others. Those
-    for which there is no package (Jaeger, Grafana) are not made.
+    Debian's base system stands in for the bases of our Dockerfiles, its packages for the images of others, and a few
+    lines of ours for Jaeger. Nothing stands in for Grafana.
     """
     base = engine.directory / "base"
     include = "--include=ca-certificates,python3,python3-venv"
@@ -121,9 +125,11 @@ def make_images(engine: Engine) -> str:
         ("redis", f"redis:{versions['REDIS_VERSION']}"),
         ("registry", f"registry:{versions['REGISTRY_VERSION']}"),
         ("prometheus", f"prom/prometheus:{versions['PROMETHEUS_VERSION']}"),
+        ("jaeger", f"jaegertracing/jaeger:{versions['JAEGER_VERSION']}"),
     ):
-        arguments = (f"--build-arg=BASE={debian}", f"--target={target}", "-f", "tests/compose/stand-ins.Dockerfile")
-        engine.run(*build, "-t", name, *arguments, "tests/compose")
+        bases = (f"--build-arg=BASE={debian}", f"--build-arg=STAFETT=stafett:{versions['STAFETT_VERSION']}")
+        stand_in = (f"--target={target}", "-f", "tests/compose/stand-ins.Dockerfile")
+        engine.run(*build, "-t", name, *bases, *stand_in, "tests")
     return printed.stdout
 
 

@@ -385,3 +385,15 @@ async def test_a_gateway_can_wait_for_a_download_to_grow(peer: Peer) -> None:
     await asyncio.sleep(0.1)
     writer.commit()
     assert (await ending).info.complete
+
+
+async def test_what_was_removed_and_is_received_again_is_not_taken_for_complete(peer: Peer) -> None:
+    """A gateway that believed it would wait for bytes that are only to come through itself."""
+    await peer.host.lose(peer.digest)
+    writer = BlobWriter(peer.host.root, peer.digest, len(peer.content))
+    stub = node_pb2_grpc.BlobServiceStub(peer.channel)
+    answer = await stub.Stat(node_pb2.StatRequest(digest=str(peer.digest), unfinished=True), timeout=10)
+    assert not answer.info.complete
+    assert (answer.info.size_bytes, answer.info.available_bytes, answer.open_ingests) == (len(peer.content), 0, 1)
+    await becomes(lambda: peer.digest not in peer.held.digests)
+    writer.close()
