@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import sys
+from collections.abc import Mapping
 
-from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
+from stafett.api.v1 import tracker_pb2
 from stafett.cli.explain_image import explain_image
 from stafett.cli.overview import place_of, print_table
 from stafett.cli.trackers import CALL_SECONDS, EXIT_FAILED, trackers
-from stafett.cli.who_serves import Answer, who_serves
+from stafett.cli.who_serves import HOLDERS_MAX, Answer, who_serves
 from stafett.common import wire
-from stafett.common.cluster import Node
+from stafett.common.cluster import NodeState
 from stafett.common.digest import Digest
 from stafett.common.errors import DigestInvalid, NameInvalid
 from stafett.common.reference import Reference
@@ -32,7 +33,9 @@ def run_explain(target: str, text: str, asking: str | None, algorithm: str, *, a
         print(f"unknown algorithm {algorithm!r}: choose one of {', '.join(ALGORITHMS)}", file=sys.stderr)
         return EXIT_USAGE
     with trackers(target) as stub:
-        host = _host(stub, asking) if asking else None
+        listed = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS).nodes
+        nodes = [wire.node_from_wire(node) for node in listed]
+        host = next((node for node in nodes if node.id == asking), None)
         if asking and host is None:
             print(f"no node {asking} is registered: see stafett nodes", file=sys.stderr)
             return EXIT_FAILED
@@ -40,18 +43,24 @@ def run_explain(target: str, text: str, asking: str | None, algorithm: str, *, a
             look = functools.partial(who_serves, stub, host, algorithm)
             return explain_image(stub, wanted, look, asking, as_json=as_json)
         answer = who_serves(stub, host, algorithm, wanted)
+    away = {node.id: node.state.value for node in nodes if node.state is not NodeState.READY}
     if as_json:
-        print(json.dumps(_document(wanted, asking, answer)))
-    elif asking and not answer.own:
-        _print_ranking(answer)
+        print(json.dumps({**_document(wanted, asking, answer), "out_of_service": away}))
     else:
-        _print_holders(answer)
+        _print(asking, answer, away)
     return 0 if answer.holders else EXIT_FAILED
 
 
-def _host(stub: tracker_pb2_grpc.TrackerServiceStub, name: str) -> Node | None:
-    nodes = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS).nodes
-    return next((wire.node_from_wire(node) for node in nodes if node.id == name), None)
+def _print(asking: str | None, answer: Answer, away: Mapping[str, str]) -> None:
+    if asking and not answer.own:
+        _print_ranking(answer)
+    else:
+        _print_holders(answer)
+    if answer.more:
+        print(f"these are the {HOLDERS_MAX} nearest, others may have it too")
+    if away:
+        listed = ", ".join(f"{node_id} ({state})" for node_id, state in sorted(away.items()))
+        print(f"out of service, not asked while others have it: {listed}")
 
 
 def _document(digest: Digest, asking: str | None, answer: Answer) -> dict[str, object]:
@@ -64,6 +73,7 @@ def _document(digest: Digest, asking: str | None, answer: Answer) -> dict[str, o
         ],
         "own": answer.own,
         "candidates": [_candidate(number, candidate) for number, candidate in enumerate(answer.candidates, 1)],
+        "more": answer.more,
         "reason": answer.reason,
         "stale": answer.stale,
     }

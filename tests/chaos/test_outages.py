@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
+from statistics import quantiles
 
 import pytest
 from redis import Redis
@@ -20,8 +21,11 @@ OUTAGE_SECONDS = 6.0
 """Longer than a lease."""
 PULLS = 5
 ABSENT = Digest.of(b"nobody has this")
-NO_ANSWER_SECONDS = 5.0
-"""One second is promised for a clear no and printed; this is what hangs, also on a busy machine."""
+NO_ANSWER_SECONDS = 1.0
+SLOWEST_NO_SECONDS = 3.0
+"""One second is promised for a clear no: most keep it, and none takes three times as long, also on a busy machine."""
+REBUILT_SECONDS = 10.0
+"""Twice what is promised."""
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +92,11 @@ def test_no_pull_fails_and_no_node_loses_its_lease(
         clients.wait_pulls(PULLS)
         heal = outage(bed)
         ends_at = time.monotonic() + OUTAGE_SECONDS
-        slowest_no = 0.0
+        noes: list[float] = []
         while time.monotonic() < ends_at:
             began = time.monotonic()
             assert ask(asking, ABSENT).status == 404
-            slowest_no = max(slowest_no, time.monotonic() - began)
+            noes.append(time.monotonic() - began)
             time.sleep(0.2)
         clients.wait_pulls(PULLS)
         heal()
@@ -101,9 +105,11 @@ def test_no_pull_fails_and_no_node_loses_its_lease(
         bed.wait_held()
         rebuilt = time.monotonic() - began
         clients.wait_pulls(PULLS)
-    print(f"\n{outage.__name__}: {tally}; slowest 404 {slowest_no:.2f} s; all as before {rebuilt:.1f} s after its end")
+    print(f"\n{outage.__name__}: {tally}; slowest 404 {max(noes):.2f} s; all as before {rebuilt:.1f} s after its end")
     assert not tally.failures, "\n".join(map(str, tally.failures))
-    assert slowest_no < NO_ANSWER_SECONDS
+    assert quantiles(noes, n=10)[-1] < NO_ANSWER_SECONDS, sorted(noes)
+    assert max(noes) < SLOWEST_NO_SECONDS, sorted(noes)
+    assert rebuilt < REBUILT_SECONDS
     doubted = watchers.other_than(types_pb2.NODE_STATE_READY)
     print("\n".join(map(str, doubted)))
     assert not watchers.other_than(types_pb2.NODE_STATE_READY, types_pb2.NODE_STATE_SUSPECT), "nobody lost its lease"

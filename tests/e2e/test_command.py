@@ -55,6 +55,9 @@ def test_pull_gets_an_image_from_a_peer_unless_that_is_drained(tmp_path: Path) -
         wait_until(
             lambda: httpx2.get(f"{asking.gateway_url}{layer_of(image)}", trust_env=False).status_code == 404, "drain"
         )
+        explained = run([*STAFETT, "explain", str(image.index.digest), *target, "--json"]).stdout
+        assert json.loads(explained)["out_of_service"] == {"holding": "draining"}
+        assert "holding (draining)" in run([*STAFETT, "explain", str(image.index.digest), *target]).stdout
         assert run([*STAFETT, "drain", "holding", "--undo", *target]).returncode == 0
         wait_until(
             lambda: httpx2.get(f"{asking.gateway_url}{layer_of(image)}", trust_env=False).status_code == 200, "return"
