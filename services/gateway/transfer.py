@@ -218,7 +218,7 @@ class Transfer:
             for contributor in self._contributors.values():
                 self._relay.outcomes.corrupt(contributor, self._digest)
             log.error("wrong_bytes", digest=str(self._digest), nodes=sorted(self._contributors))
-            pull_trace.event("stafett.wrong_bytes", holders=sorted(self._contributors))
+            pull_trace.failed("stafett.wrong_bytes", holders=sorted(self._contributors))
             raise CorruptContent(self._digest, ", ".join(sorted(self._contributors)))
 
     def _note_failure(self, stream: Stream, error: StafettError) -> None:
