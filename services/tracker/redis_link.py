@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Protocol, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -25,6 +26,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from stafett.common.errors import Unavailable
+from stafett.common.grpc_transport import TlsFiles
 from stafett.common.tracing import TRACER, recording
 
 log = structlog.get_logger()
@@ -53,6 +55,10 @@ class RedisPlace:
     tls: bool = False
     username: str | None = None
     password: str | None = None
+    authority: Path | None = None
+    """PEM file that a rediss:// server's certificate is checked by; None: the system's authorities."""
+    identity: TlsFiles | None = None
+    """Certificate to show to a server that is checked by `authority`, if it asks for one."""
 
     @classmethod
     def parse(cls, url: str) -> RedisPlace:
@@ -107,7 +113,16 @@ class RedisPlace:
             sentinel = Sentinel(list(self.hosts), sentinel_kwargs=quick)  # type: ignore[no-untyped-call]
             return cast(Redis, sentinel.master_for(self.master, **options))  # type: ignore[arg-type]
         host, port = self.hosts[0]
-        return Redis(host=host, port=port, ssl=self.tls, **options)  # type: ignore[arg-type]
+        return Redis(host=host, port=port, ssl=self.tls, **options, **self._certificates())  # type: ignore[arg-type]
+
+    def _certificates(self) -> dict[str, str]:
+        """Files, read again for each new connection."""
+        if not self.tls or self.authority is None:
+            return {}
+        files = {"ssl_ca_certs": str(self.authority)}
+        if self.identity is not None:
+            files |= {"ssl_certfile": str(self.identity.certificate), "ssl_keyfile": str(self.identity.key)}
+        return files
 
 
 class RedisLink:

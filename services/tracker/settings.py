@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from socket import gethostname
 
 from pydantic import Field, field_validator, model_validator
@@ -31,6 +33,11 @@ class TrackerSettings(ServiceSettings):
         description="Redis or Valkey (6.2 or newer): redis://[user:password@]host:port/db, rediss://... for TLS, or "
         "redis+sentinel://[user:password@]host:port,host:port/master-name/db.",
     )
+    redis_authority: Path | None = Field(
+        None,
+        description="PEM file that Redis' certificate is checked by (rediss://), and Redis may ask for this part's "
+        "certificate then; empty: the system's authorities.",
+    )
     lease_ttl_seconds: float = Field(
         4.0, ge=0.5, le=60, description="Life of a node's lease after its last heartbeat, 0.5 to 60 seconds."
     )
@@ -54,6 +61,11 @@ class TrackerSettings(ServiceSettings):
         default_factory=lambda: dict(DEFAULT_WEIGHTS),
         description="JSON map of weights in the health score, each 0 or more, for: " + ", ".join(DEFAULT_WEIGHTS) + ".",
     )
+
+    @property
+    def redis_place(self) -> RedisPlace:
+        """Where Redis is, and the certificates for it."""
+        return replace(RedisPlace.parse(self.redis_url), authority=self.redis_authority, identity=self.tls)
 
     def advertised(self, port: int) -> Address:
         """Where the other trackers reach this one, which listens on a port."""

@@ -87,13 +87,23 @@ def ask(
         connection.close()
 
 
-def failovers(host: Host, holder: str) -> list[str]:
-    """Why the host's gateway has left a holder for other ones since it started."""
+def failovers(host: Host, holder: str, digest: Digest) -> list[str]:
+    """Why the host's gateway has left a holder of a digest for other ones."""
     assert host.gateway is not None
     events = [json.loads(line) for line in host.gateway.log.read_text().splitlines() if line.startswith("{")]
-    started = max(number for number, event in enumerate(events) if event["event"] == "listening")
-    left = [event for event in events[started:] if event["event"] == "holder_left"]
+    left = [event for event in events if event["event"] == "holder_left" and event["digest"] == str(digest)]
     return [event["reason"] for event in left if event["node"] == holder]
+
+
+def counted(host: Host, name: str) -> float:
+    """What the host's gateway has counted, of a counter without labels."""
+    connection = _dial(host)
+    try:
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+    finally:
+        connection.close()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
 def _dial(host: Host) -> http.client.HTTPConnection:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
 
 from stafett.cli.local_cluster.processes import HERE, LOOPBACK, Place, Process, Processes, free_port
-from stafett.common.blob_files import blob_path
+from stafett.cli.local_cluster.upload import upload_image
 from stafett.common.digest import Digest
-from stafett.common.oci import Descriptor, Index, parse_manifest
-from stafett.common.reference import Reference
+from stafett.common.oci import Descriptor
 
 _CONFIG = """\
 version: 0.1
@@ -101,36 +98,4 @@ class Upstream:
 
     def push(self, layout: Path, name: str, target: Descriptor) -> None:
         """Upload an image from a layout: blobs, manifests, then the tag."""
-        reference = Reference.parse(name)
-        base = f"{self.url}/v2/{reference.repository}"
-        verify = ssl.create_default_context(cafile=self.certified / "ca.crt") if self.certified else True
-        with httpx2.Client(trust_env=False, timeout=60, verify=verify) as client:
-            content = blob_path(layout, target.digest).read_bytes()
-            parsed = parse_manifest(content)
-            children = parsed.manifests if isinstance(parsed, Index) else (target,)
-            for child in children:
-                document = blob_path(layout, child.digest).read_bytes()
-                manifest = parse_manifest(document)
-                assert not isinstance(manifest, Index)
-                for blob in manifest.children:
-                    _push_blob(client, base, layout, blob.digest)
-                _push_manifest(client, base, str(child.digest), document, child.media_type)
-            _push_manifest(client, base, reference.tag, content, target.media_type)
-
-
-def _push_blob(client: httpx2.Client, base: str, layout: Path, digest: Digest) -> None:
-    if client.head(f"{base}/blobs/{digest}").status_code == 200:
-        return
-    location = client.post(f"{base}/blobs/uploads/").headers["Location"]
-    separator = "&" if "?" in location else "?"
-    answer = client.put(
-        f"{location}{separator}digest={digest}",
-        content=blob_path(layout, digest).read_bytes(),
-        headers={"Content-Type": "application/octet-stream"},
-    )
-    assert answer.status_code == 201, answer.text
-
-
-def _push_manifest(client: httpx2.Client, base: str, reference: str, content: bytes, media_type: str) -> None:
-    answer = client.put(f"{base}/manifests/{reference}", content=content, headers={"Content-Type": media_type})
-    assert answer.status_code == 201, json.dumps(answer.text)
+        upload_image(self.url, layout, name, target, self.certified / "ca.crt" if self.certified else None)

@@ -998,7 +998,7 @@ class WatchResponse(_message.Message):
     """Revision of the cluster's node states after this step."""
     @_builtins.property
     def snapshot(self) -> Global___NodeSnapshot:
-        """All nodes; what was known before is void."""
+        """All nodes: others are not known any more. Of two descriptions of one node the higher (epoch, sequence) counts."""
 
     @_builtins.property
     def changed(self) -> _types_pb2.Node:
@@ -1101,9 +1101,9 @@ class PeerOutcomes(_message.Message):
     overloaded: _builtins.int
     """Streams refused for lack of a slot; nobody's fault."""
     first_byte_seconds: _builtins.float
-    """Mean time to the first byte in seconds, of the streams that went well."""
+    """Mean time to the first byte in seconds, of the streams that went well or were left as slow."""
     seconds_per_mib: _builtins.float
-    """Mean seconds per MiB of the streams that went well."""
+    """Mean seconds per MiB of the streams that went well or were left as slow."""
     @_builtins.property
     def corrupt_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Digests of which it sent wrong bytes."""

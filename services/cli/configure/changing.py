@@ -76,8 +76,8 @@ def _sweep(root: Path) -> None:
     for half in [*around, *root.glob(f"*{HALF}"), *root.glob(f"*/*{HALF}")]:
         if half.is_dir():
             shutil.rmtree(half)
-        else:
-            half.unlink(missing_ok=True)
+        elif half.exists():  # asked first: on a read-only file system even removing nothing is an error
+            half.unlink()
     for kept in root.glob(f"*/{KEPT}"):
         own = kept.with_name(FILE)
         if own.exists() and own.samefile(kept):

@@ -75,15 +75,15 @@ class Collector:
 
 
 @contextmanager
-def collector(protocol: str, port: int = 0) -> Iterator[Collector]:
-    """Listen on loopback while inside; `protocol` as in OTEL_EXPORTER_OTLP_PROTOCOL."""
+def collector(protocol: str, port: int = 0, host: str = "127.0.0.1") -> Iterator[Collector]:
+    """Listen while inside; `protocol` as in OTEL_EXPORTER_OTLP_PROTOCOL."""
     running = Collector(protocol)
-    with _grpc(running, port) if protocol == "grpc" else _http(running, port):
+    with _grpc(running, f"{host}:{port}") if protocol == "grpc" else _http(running, port):
         yield running
 
 
 @contextmanager
-def _grpc(running: Collector, port: int) -> Iterator[None]:
+def _grpc(running: Collector, address: str) -> Iterator[None]:
     class Servicer(trace_service_pb2_grpc.TraceServiceServicer):
         def Export(self, request, context):  # type: ignore[no-untyped-def] # noqa: N802
             running.take(request)
@@ -91,7 +91,7 @@ def _grpc(running: Collector, port: int) -> Iterator[None]:
 
     server = grpc.server(ThreadPoolExecutor(4))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Servicer(), server)  # type: ignore[no-untyped-call]
-    running.port = server.add_insecure_port(f"127.0.0.1:{port}")
+    running.port = server.add_insecure_port(address)
     server.start()
     try:
         yield

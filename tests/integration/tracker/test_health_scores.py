@@ -41,12 +41,13 @@ async def test_failures_and_slowness_lower_the_score_at_every_replica(valkey: Va
             await session.beat()
         await report(one, good, succeeded=20, first_byte_seconds=0.01, seconds_per_mib=0.02)
         await report(other, bad, stalled=10, refused=10)
-        await report(one, slow, succeeded=20, first_byte_seconds=0.01, seconds_per_mib=0.4)
+        await report(one, slow, first_byte_seconds=0.01, seconds_per_mib=0.4)  # left as slow: no success, no failure
         for session in (good, bad, slow):
             await session.beat()
         for at in (one, other):
             seen = await scores(at)
             assert seen["good"]["outcomes"] > 0.99
+            assert seen["slow"]["outcomes"] == 1.0
             assert seen["bad"]["outcomes"] < 0.2
             assert seen["slow"]["speed"] < 0.6 < seen["good"]["speed"]
             assert seen["bad"]["total"] < seen["slow"]["total"] < seen["good"]["total"]

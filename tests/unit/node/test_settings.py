@@ -58,3 +58,33 @@ def test_all_wrong_settings_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
         from_options("--listen-port", "65536")
     for name in ("MAX_STREAMS", "NO_SUCH_THING", "LISTEN_PORT"):
         assert f"STAFETT_NODE_{name}" in str(error.value)
+
+
+def test_settings_come_from_files_where_neither_option_nor_variable_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("RACK", "r1\n"), ("ZONE", "of-file"), ("LISTEN_PORT", "1")):
+        (tmp_path / f"STAFETT_NODE_{name}").write_text(text)
+    (tmp_path / "STAFETT_GATEWAY_ZONE").write_text("of another part")
+    (tmp_path / "..data").mkdir()
+    monkeypatch.setenv("STAFETT_SETTINGS_DIR", str(tmp_path))
+    monkeypatch.setenv("STAFETT_NODE_ZONE", "of-environment")
+    settings = from_options("--listen-port", "2")
+    assert settings.topology == Topology(zone="of-environment", rack="r1")
+    assert settings.listen_port == 2
+
+
+def test_wrong_files_are_listed_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "STAFETT_NODE_MAX_STREAMS").write_text("0")
+    (tmp_path / "STAFETT_NODE_NO_SUCH_THING").write_text("1")
+    monkeypatch.setenv("STAFETT_SETTINGS_DIR", str(tmp_path))
+    with pytest.raises(SettingsInvalid) as error:
+        from_options("--listen-port", "65536")
+    for name in ("MAX_STREAMS", "NO_SUCH_THING", "LISTEN_PORT"):
+        assert f"STAFETT_NODE_{name}" in str(error.value)
+
+
+def test_a_folder_of_settings_that_is_not_there_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAFETT_SETTINGS_DIR", str(tmp_path / "absent"))
+    with pytest.raises(SettingsInvalid, match="STAFETT_SETTINGS_DIR"):
+        from_options()

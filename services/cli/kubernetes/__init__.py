@@ -1,0 +1,1 @@
+"""What the pods of an installation in Kubernetes ask of the API server; no running part needs it."""
