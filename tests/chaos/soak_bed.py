@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Self
 
 import grpc
 
@@ -53,7 +54,7 @@ class SoakBed:
         self.clients: list[Host] = []
         self.containerd_host: Host | None = None
 
-    def __enter__(self) -> SoakBed:
+    def __enter__(self) -> Self:
         with ExitStack() as undo:
             undo.enter_context(self.cluster)
             self._start()
