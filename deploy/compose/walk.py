@@ -110,7 +110,7 @@ class Cluster:
         return [node for each in listed if each["name"] == image.name for node in each["complete_node_ids"]]
 
     def counted(self, host: int, metric: str, label: str = "", port: str = GATEWAY_METRICS) -> int:
-        """Sum of a metric of a host's gateway (or node) over the series with a label, e.g. 'source="peer_zone"'."""
+        """Sum a metric of a host's gateway (or node) over the series that have a label, e.g. 'source="peer_zone"'."""
         lines = self.inside(f"gateway-{host}", "python", "-c", METRICS, port).splitlines()
         return int(sum(float(line.split()[-1]) for line in lines if line.startswith(metric) and label in line))
 

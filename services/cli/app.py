@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 
 from stafett.cli.configure.distros import DistroName, distro_of
-from stafett.cli.host_platform import own_platform
 from stafett.cli.kubernetes.commands import app as kubernetes
 from stafett.cli.store_choice import StoreChoice
 from stafett.common.errors import StartupFailed
@@ -79,7 +80,7 @@ def nodes(tracker: TrackerTarget = "ipv4:127.0.0.1:7460", as_json: AsJson = Fals
 
 @app.command(rich_help_panel="Look")
 def images(tracker: TrackerTarget = "ipv4:127.0.0.1:7460", as_json: AsJson = False) -> None:
-    """List the images that nodes hold, and how many complete copies there are."""
+    """List the images that nodes hold: how many complete copies there are, in which zones and on which hosts."""
     from stafett.cli.overview import show_images
 
     raise typer.Exit(show_images(tracker, as_json=as_json))
@@ -88,12 +89,15 @@ def images(tracker: TrackerTarget = "ipv4:127.0.0.1:7460", as_json: AsJson = Fal
 @app.command(rich_help_panel="Look")
 def explain(
     what: Annotated[str, typer.Argument(help='Digest, "sha256:<64 hex>", or image, e.g. registry.example.com/app:1.')],
-    asking: Annotated[str, typer.Option("--from", help="Host that would ask, as listed by stafett nodes.")],
+    asking: Annotated[
+        str | None,
+        typer.Option("--from", help="Host that would ask, as listed by stafett nodes; without it: who holds."),
+    ] = None,
     algorithm: Annotated[str, typer.Option(help="nearest, least-loaded or rendezvous.")] = "nearest",
     tracker: TrackerTarget = "ipv4:127.0.0.1:7460",
     as_json: AsJson = False,
 ) -> None:
-    """Show who would serve a digest, or each piece of an image, to a host, and why the first is first."""
+    """Show who holds a digest, or each piece of an image, who would serve it to a host, why, and what goes upstream."""
     from stafett.cli.explain import run_explain
 
     raise typer.Exit(run_explain(tracker, what, asking, algorithm, as_json=as_json))
@@ -107,14 +111,16 @@ def pull(
         typer.Option(help="URL to pull from, e.g. a gateway's; several are tried in order for each request."),
     ],
     to: Annotated[Path, typer.Option(help="OCI layout directory to pull into; made if absent.")],
-    platform: Annotated[str, typer.Option(help="Platform to pull.")] = own_platform(),
+    platform: Annotated[str | None, typer.Option(help="Platform to pull, instead of this machine's.")] = None,
     all_platforms: Annotated[bool, typer.Option("--all-platforms", help="Pull every platform.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Pull an image into a directory, checking every digest, and say where the bytes came from."""
+    from stafett.cli.host_platform import own_platform
     from stafett.cli.pull_command import run_pull
 
-    raise typer.Exit(run_pull(image, via, to, platform=None if all_platforms else platform, as_json=as_json))
+    wanted = None if all_platforms else platform or own_platform()
+    raise typer.Exit(run_pull(image, via, to, platform=wanted, as_json=as_json))
 
 
 @app.command(rich_help_panel="Try")
@@ -123,6 +129,7 @@ def demo(
         StoreChoice, typer.Option(help="Where hosts keep content: private containerds (as root), or OCI layouts.")
     ] = StoreChoice.AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="With a smaller image: half the time, less to see.")] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the cluster running until Ctrl-C, and say how to use it.")
     ] = False,
@@ -130,7 +137,7 @@ def demo(
     """Start a small cluster on this machine, pull an image without and with Stafett, and break things meanwhile."""
     from stafett.cli.demo.demo import run_demo
 
-    raise typer.Exit(run_demo(store, as_json=as_json, keep=keep))
+    raise typer.Exit(run_demo(store, as_json=as_json, quick=quick, keep=keep))
 
 
 @app.command(rich_help_panel="Operate")
@@ -206,6 +213,35 @@ def drain(
     raise typer.Exit(drain_node(tracker, node_id, draining=not undo))
 
 
+@app.command(rich_help_panel="Operate")
+def certs(
+    folder: Annotated[Path, typer.Argument(help="Folder of the authority; each certificate is in a folder below it.")],
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="Names and addresses of one certificate, e.g. host-1,10.0.0.1. Repeat for more."),
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, help="How long a new certificate is valid.")] = 90,
+    new_authority: Annotated[
+        bool,
+        typer.Option("--new-authority", help="Make another authority, believed beside the old one; renew nothing yet."),
+    ] = False,
+) -> None:
+    """Make an authority and certificates for the tls settings, or renew what is running out; keep what is good.
+
+    Without --name: those that are there, or one for localhost. Copy tls.crt, tls.key and ca.crt from a host's folder
+    to that host, and ca.key nowhere. Parts that run take new files by themselves.
+    """
+    from stafett.cli.certs import make_certificates
+
+    names = name or ([] if any(folder.glob("*/tls.crt")) else ["localhost,127.0.0.1,::1"])
+    try:
+        for line in make_certificates(folder, names, days, new_authority=new_authority):
+            typer.echo(line)
+    except (StartupFailed, OSError) as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from error
+
+
 @app.command("version", rich_help_panel="Look")
 def show_version() -> None:
     """Print the version."""
@@ -216,4 +252,5 @@ def show_version() -> None:
 
 def main() -> None:
     """Entry point of the `stafett` command."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # services set up their own logs
     app()

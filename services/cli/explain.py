@@ -1,32 +1,29 @@
-"""Shows who would serve a digest, or each piece of an image, to a host and why, ranked by the gateway's own code.
-
-What only that host's gateway knows, its open streams and its breakers, is not in it: the answer is that of an idle one.
-"""
+"""`stafett explain`: who has a digest, or each piece of an image, who would serve it to a host, and why."""
 
 from __future__ import annotations
 
+import functools
 import json
-import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
+from stafett.api.v1 import tracker_pb2
 from stafett.cli.explain_image import explain_image
-from stafett.cli.overview import print_table
+from stafett.cli.overview import place_of, print_table
 from stafett.cli.trackers import CALL_SECONDS, EXIT_FAILED, trackers
+from stafett.cli.who_serves import HOLDERS_MAX, Answer, who_serves
 from stafett.common import wire
-from stafett.common.cluster import Holder, Node
+from stafett.common.cluster import NodeState
 from stafett.common.digest import Digest
 from stafett.common.errors import DigestInvalid, NameInvalid
 from stafett.common.reference import Reference
-from stafett.gateway.selection import ALGORITHMS, Asking, Candidate, rank, usable, weigh, why_first
+from stafett.gateway.selection import ALGORITHMS, Candidate
 
 EXIT_USAGE = 2
-HOLDERS_MAX = 64
 
 
-def run_explain(target: str, text: str, asking: str, algorithm: str, *, as_json: bool) -> int:
-    """Print the ranking of a digest's holders, or of each piece of an image; return the exit code."""
+def run_explain(target: str, text: str, asking: str | None, algorithm: str, *, as_json: bool) -> int:
+    """Print who has a digest, or each piece of an image, and who would serve it; return the exit code."""
     try:
         wanted = Digest.parse(text) if text.startswith("sha256:") else Reference.parse(text)
     except (DigestInvalid, NameInvalid) as error:
@@ -36,44 +33,53 @@ def run_explain(target: str, text: str, asking: str, algorithm: str, *, as_json:
         print(f"unknown algorithm {algorithm!r}: choose one of {', '.join(ALGORITHMS)}", file=sys.stderr)
         return EXIT_USAGE
     with trackers(target) as stub:
-        nodes = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS).nodes
-        host = next((wire.node_from_wire(node) for node in nodes if node.id == asking), None)
-        if host is None:
+        listed = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS).nodes
+        nodes = [wire.node_from_wire(node) for node in listed]
+        host = next((node for node in nodes if node.id == asking), None)
+        if asking and host is None:
             print(f"no node {asking} is registered: see stafett nodes", file=sys.stderr)
             return EXIT_FAILED
         if isinstance(wanted, Reference):
-            return explain_image(stub, wanted, lambda digest: _rank(stub, digest, host, algorithm)[:2], as_json=as_json)
-        ranked, reason, stale = _rank(stub, wanted, host, algorithm)
+            look = functools.partial(who_serves, stub, host, algorithm)
+            return explain_image(stub, wanted, look, asking, as_json=as_json)
+        answer = who_serves(stub, host, algorithm, wanted)
+    away = {node.id: node.state.value for node in nodes if node.state is not NodeState.READY}
     if as_json:
-        candidates = [_document(number, candidate) for number, candidate in enumerate(ranked, 1)]
-        print(json.dumps({"digest": text, "from": asking, "candidates": candidates, "reason": reason, "stale": stale}))
+        print(json.dumps({**_document(wanted, asking, answer), "out_of_service": away}))
     else:
-        _print(ranked, reason, stale=stale)
-    return 0 if ranked else EXIT_FAILED
+        _print(asking, answer, away)
+    return 0 if answer.holders else EXIT_FAILED
 
 
-def _rank(
-    stub: tracker_pb2_grpc.TrackerServiceStub, digest: Digest, host: Node, algorithm: str
-) -> tuple[tuple[Candidate, ...], str, bool]:
-    """Rank a digest's holders as the host's gateway would; why the first is first; whether it is from memory."""
-    holders, stale = _locate(stub, digest, host)
-    place, chosen = Asking(host.id, host.topology), ALGORITHMS[algorithm]
-    ranked = rank(chosen, weigh(usable(holders, place, {}), place, {}), digest, random.Random())
-    return ranked, why_first(ranked, chosen), stale
+def _print(asking: str | None, answer: Answer, away: Mapping[str, str]) -> None:
+    if asking and not answer.own:
+        _print_ranking(answer)
+    else:
+        _print_holders(answer)
+    if answer.more:
+        print(f"these are the {HOLDERS_MAX} nearest, others may have it too")
+    if away:
+        listed = ", ".join(f"{node_id} ({state})" for node_id, state in sorted(away.items()))
+        print(f"out of service, not asked while others have it: {listed}")
 
 
-def _locate(stub: tracker_pb2_grpc.TrackerServiceStub, digest: Digest, host: Node) -> tuple[tuple[Holder, ...], bool]:
-    request = tracker_pb2.LocateRequest(
-        digests=[str(digest)],
-        node_id=host.id,
-        topology=wire.topology_to_wire(host.topology),
-        max_holders=HOLDERS_MAX,
-    )
-    answer = stub.Locate(request, timeout=CALL_SECONDS)
-    return wire.located_from_wire(answer)[digest], answer.stale
+def _document(digest: Digest, asking: str | None, answer: Answer) -> dict[str, object]:
+    return {
+        "digest": str(digest),
+        "from": asking,
+        "holders": [
+            {"node": holder.node.id, "zone": holder.node.topology.zone, "size_bytes": holder.size_bytes}
+            for holder in answer.holders
+        ],
+        "own": answer.own,
+        "candidates": [_candidate(number, candidate) for number, candidate in enumerate(answer.candidates, 1)],
+        "more": answer.more,
+        "reason": answer.reason,
+        "stale": answer.stale,
+    }
 
 
-def _document(number: int, candidate: Candidate) -> dict[str, object]:
+def _candidate(number: int, candidate: Candidate) -> dict[str, object]:
     score = candidate.node.score
     return {
         "rank": number,
@@ -88,7 +94,22 @@ def _document(number: int, candidate: Candidate) -> dict[str, object]:
     }
 
 
-def _print(ranked: Sequence[Candidate], reason: str, *, stale: bool) -> None:
+def _print_holders(answer: Answer) -> None:
+    rows = [
+        (
+            holder.node.id,
+            holder.node.state.value,
+            place_of(holder.node),
+            f"{holder.node.score.total:.2f}" if holder.node.score else "-",
+        )
+        for holder in answer.holders
+    ]
+    print_table(("node", "state", "region/zone/rack", "score"), rows, stale=answer.stale)
+    print(answer.reason or (f"{len(rows)} hold it" if rows else "nobody holds it: it comes from upstream"))
+
+
+def _print_ranking(answer: Answer) -> None:
+    ranked = answer.candidates
     names = sorted({name for candidate in ranked if candidate.node.score for name in candidate.node.score.components})
     rows = [
         (
@@ -102,5 +123,5 @@ def _print(ranked: Sequence[Candidate], reason: str, *, stale: bool) -> None:
         )
         for number, candidate in enumerate(ranked, 1)
     ]
-    print_table(("rank", "node", "tier", "cost", "score", *names, "s/MiB"), rows, stale=stale)
-    print(f"first: {ranked[0].node.id}: {reason}" if ranked else reason)
+    print_table(("rank", "node", "tier", "cost", "score", *names, "s/MiB"), rows, stale=answer.stale)
+    print(f"first: {ranked[0].node.id}: {answer.reason}" if ranked else answer.reason)

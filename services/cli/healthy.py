@@ -15,6 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from stafett.common.cluster import Address
+from stafett.common.errors import StartupFailed
 from stafett.common.grpc_transport import TlsFiles, peer_channel
 from stafett.common.settings import SettingsInvalid, load
 
@@ -39,6 +40,9 @@ def run_healthy(arguments: Sequence[str]) -> int:
     except SettingsInvalid as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
+    except StartupFailed as error:
+        print(error, file=sys.stderr)
+        return EXIT_UNHEALTHY
     print(f"{part} at {what} {'serves' if healthy else 'does not serve'}")
     return 0 if healthy else EXIT_UNHEALTHY
 

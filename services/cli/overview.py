@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import grpc
@@ -20,6 +21,8 @@ from stafett.common.cluster import ImageSummary, Node
 
 PIPED_COLUMNS = 1000
 """Wide enough that each row is one line for the program that reads it."""
+NODES_SHOWN = 8
+"""Of an image in the table; `--json` has all."""
 
 
 def show_nodes(target: str, *, as_json: bool) -> int:
@@ -35,7 +38,7 @@ def show_nodes(target: str, *, as_json: bool) -> int:
             node.id,
             f"{node.state.value}{f' ({node.reason})' if node.reason else ''}",
             _ago(node.state_since_unix_ms),
-            "/".join(part or "-" for part in (node.topology.region, node.topology.zone, node.topology.rack)),
+            place_of(node),
             node.address.target(),
             str(node.blob_count),
             decimal(node.health.held_bytes) if node.health else "-",
@@ -53,9 +56,11 @@ def show_images(target: str, *, as_json: bool) -> int:
     """Print all image names; return the exit code."""
     with trackers(target) as stub:
         answer = stub.ListImages(tracker_pb2.ListImagesRequest(), timeout=CALL_SECONDS)
+        nodes = stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS).nodes
+    zones = {node.id: node.topology.zone for node in nodes}
     images = [wire.image_summary_from_wire(message) for message in answer.images]
     if as_json:
-        print(json.dumps({"images": [_image_document(image) for image in images], "stale": answer.stale}))
+        print(json.dumps({"images": [_image_document(image, zones) for image in images], "stale": answer.stale}))
         return 0
     rows = [
         (
@@ -63,12 +68,15 @@ def show_images(target: str, *, as_json: bool) -> int:
             str(image.target)[:19],
             decimal(image.content_bytes),
             str(len(image.complete_node_ids)),
-            str(len(image.other_node_ids)),
+            " ".join(f"{zone or '-'}:{count}" for zone, count in _by_zone(image, zones).items()) or "-",
+            _some(image.complete_node_ids),
+            _some(image.other_node_ids),
             _ago(image.updated_at_unix_ms),
         )
         for image in images
     ]
-    print_table(("image", "digest", "size", "complete copies", "other", "pulled"), rows, stale=answer.stale)
+    columns = ("image", "digest", "size", "copies", "in zones", "complete on", "other on", "pulled")
+    print_table(columns, rows, stale=answer.stale)
     return 0
 
 
@@ -90,8 +98,23 @@ def _node_document(node: Node) -> dict[str, object]:
     return {**asdict(node), "state": node.state.value}
 
 
-def _image_document(image: ImageSummary) -> dict[str, object]:
-    return {**asdict(image), "target": str(image.target)}
+def _image_document(image: ImageSummary, zones: Mapping[str, str]) -> dict[str, object]:
+    return {**asdict(image), "target": str(image.target), "complete_by_zone": _by_zone(image, zones)}
+
+
+def _by_zone(image: ImageSummary, zones: Mapping[str, str]) -> dict[str, int]:
+    """Count the complete copies by zone."""
+    return dict(sorted(Counter(zones.get(node_id, "") for node_id in image.complete_node_ids).items()))
+
+
+def _some(node_ids: Sequence[str]) -> str:
+    more = len(node_ids) - NODES_SHOWN
+    return " ".join(node_ids[:NODES_SHOWN]) + (f" and {more} more" if more > 0 else "") or "-"
+
+
+def place_of(node: Node) -> str:
+    """Write where a node stands."""
+    return "/".join(part or "-" for part in (node.topology.region, node.topology.zone, node.topology.rack))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, stale: bool) -> None:

@@ -15,7 +15,7 @@ import httpx2
 
 from stafett.common import oci
 from stafett.common.digest import Digest
-from stafett.common.errors import BlobUnknown, CorruptContent, ManifestUnknown, RequestInvalid
+from stafett.common.errors import BlobUnknown, CorruptContent, ManifestUnknown, RequestInvalid, Unavailable
 from stafett.common.oci import MANIFEST_MAX_BYTES, Descriptor, Index, Manifest, parse_manifest
 from stafett.common.oci_layout import BlobWriter
 from stafett.common.reference import Reference
@@ -84,18 +84,23 @@ class RegistryClient:
         """Fetch a manifest or index by tag or digest from the first host that has it.
 
         Raises:
-            ManifestUnknown: if none has. CorruptContent: if the bytes do not match the digest asked for.
+            ManifestUnknown: if none has. Unavailable: if none answers. CorruptContent: if the bytes do not match the
+                digest asked for.
         """
         reasons = []
+        answered = False
         for host in self._hosts:
             try:
                 answer = await self._http.get(self._url(host, "manifests", reference), headers={"Accept": ACCEPT})
             except httpx2.HTTPError as error:
                 reasons.append(f"{host}: {_reason(error)}")
                 continue
+            answered = True
             if answer.status_code == 200 and len(answer.content) <= MANIFEST_MAX_BYTES:
                 return self._received(reference, answer)
             reasons.append(f"{host}: status {answer.status_code}")
+        if not answered:
+            raise Unavailable("the registry", "; ".join(reasons))
         raise ManifestUnknown(f"{reference} ({'; '.join(reasons)})")
 
     async def blob(self, blob: Descriptor, writer: BlobWriter, progress: Progress) -> None:
@@ -195,4 +200,5 @@ def _checked(host: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    said = str(error) or type(error).__name__
+    return f"cannot connect ({said})" if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout) else said

@@ -10,7 +10,6 @@ import ipaddress
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -21,6 +20,9 @@ from stafett.common.cluster import Address
 from stafett.common.errors import StartupFailed
 from stafett.common.grpc_errors import ErrorInterceptor
 from stafett.common.grpc_tracing import server_interceptors
+from stafett.common.tls_channel import RotatingChannel
+from stafett.common.tls_files import Certificates, kept
+from stafett.common.tls_files import TlsFiles as TlsFiles
 
 # gRPC's core writes lines of its own to standard error, not in our format; errors reach us as exceptions.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -73,18 +75,12 @@ _TRACKER_SERVICE_CONFIG = {
     ],
 }
 
+_LOCAL_OPTIONS = (
+    *(option for option in _CHANNEL_OPTIONS if not option[0].startswith("grpc.keepalive")),
+    ("grpc.default_authority", "localhost"),
+)
+"""No keepalive: a socket of this host breaks when its server goes, and containerd hangs up on who pings it often."""
 _TRACKER_OPTIONS = (*_CHANNEL_OPTIONS, ("grpc.service_config", json.dumps(_TRACKER_SERVICE_CONFIG)))
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """PEM files of one part: who it is (certificate, key) and whom it believes (authority)."""
-
-    certificate: Path
-    key: Path
-    authority: Path
-    peer_name: str = ""
-    """Name that all other parts' certificates have, checked in place of the host that was dialled; empty: that host."""
 
 
 def new_server(
@@ -139,7 +135,9 @@ def blocking_tracker_channel(target: str, tls: TlsFiles | None) -> grpc.Channel:
     """Open the same for commands, which have no event loop."""
     if tls is None:
         return grpc.insecure_channel(target, options=_TRACKER_OPTIONS)
-    return grpc.secure_channel(target, _channel_credentials(tls), options=[*_TRACKER_OPTIONS, *_checked_name(tls)])
+    return grpc.secure_channel(
+        target, _channel_credentials(kept(tls).current()), options=[*_TRACKER_OPTIONS, *_checked_name(tls)]
+    )
 
 
 def peer_channel(address: Address, tls: TlsFiles | None, *, certified_name: str = "") -> grpc.aio.Channel:
@@ -150,10 +148,7 @@ def peer_channel(address: Address, tls: TlsFiles | None, *, certified_name: str 
 
 def unix_channel(path: Path) -> grpc.aio.Channel:
     """Open a channel to a unix socket, e.g. containerd's; path must be absolute (gRPC refuses relative ones)."""
-    return grpc.aio.insecure_channel(
-        f"unix://{path.absolute()}",
-        options=[*_CHANNEL_OPTIONS, ("grpc.default_authority", "localhost")],
-    )
+    return grpc.aio.insecure_channel(f"unix://{path.absolute()}", options=_LOCAL_OPTIONS)
 
 
 def _is_loopback(host: str) -> bool:
@@ -166,25 +161,38 @@ def _is_loopback(host: str) -> bool:
 def _channel(target: str, tls: TlsFiles | None, options: Sequence[tuple[str, int | str]]) -> grpc.aio.Channel:
     if tls is None:
         return grpc.aio.insecure_channel(target, options=options)
-    return grpc.aio.secure_channel(target, _channel_credentials(tls), options=[*options, *_checked_name(tls)])
+    options = [*options, *_checked_name(tls)]
+    return RotatingChannel(
+        target,
+        tls,
+        lambda certificates: grpc.aio.secure_channel(target, _channel_credentials(certificates), options=options),
+    )
 
 
 def _checked_name(tls: TlsFiles) -> Sequence[tuple[str, str]]:
     return [("grpc.ssl_target_name_override", tls.peer_name)] if tls.peer_name else []
 
 
-def _channel_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
-    authority, key, certificate = _read(tls)
-    return grpc.ssl_channel_credentials(authority, key, certificate)
+def _channel_credentials(own: Certificates) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(own.authority, own.key, own.certificate)
 
 
 def _server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    authority, key, certificate = _read(tls)
-    return grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+    """Make credentials that are asked at each handshake whether there are newer ones, or newer authorities.
+
+    Raises:
+        StartupFailed: if the files are of no use.
+    """
+    given = kept(tls).current()
+
+    def newer() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal given
+        before, given = given, kept(tls).current()
+        return None if given is before else _server_configuration(given)
+
+    first = _server_configuration(given)
+    return grpc.dynamic_ssl_server_credentials(first, newer, require_client_authentication=True)  # type: ignore[arg-type]
 
 
-def _read(tls: TlsFiles) -> tuple[bytes, bytes, bytes]:
-    try:
-        return tls.authority.read_bytes(), tls.key.read_bytes(), tls.certificate.read_bytes()
-    except OSError as error:
-        raise StartupFailed(f"cannot read TLS file {error.filename}: {error.strerror}") from error
+def _server_configuration(own: Certificates) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(own.key, own.certificate)], own.authority)

@@ -20,6 +20,8 @@ from stafett.common.oci import Descriptor
 
 REF_NAME = "org.opencontainers.image.ref.name"
 UPDATED_AT = "io.stafett.updated-at-unix-ms"
+SIZE_NOTE = ".size"
+"""End of the name of the note that tells how large a file under way will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ def expected_size(unfinished: Path) -> int:
 
 
 def _size_note(unfinished: Path) -> Path:
-    return unfinished.with_suffix(".size")
+    return unfinished.with_suffix(SIZE_NOTE)
 
 
 def _image(entry: object, modified_ms: int) -> LayoutImage | None:

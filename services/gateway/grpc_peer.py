@@ -21,6 +21,7 @@ from stafett.gateway.ports import Receiving
 
 READ_SECONDS = 4 * 3600.0
 """Deadline of a whole stream; silence is noticed much earlier, by the relay."""
+VERIFY_SECONDS = 60.0
 OWN_NODE_SECONDS = 0.3
 RECEIVING_SECONDS = 1.0
 """What the host is receiving decides whether upstream is asked: worth waiting for a busy node."""
@@ -68,6 +69,15 @@ class GrpcPeers:
         finally:
             call.cancel()
             peer.streams -= 1
+
+    async def verify(self, node: Node, digest: Digest) -> bool:
+        """See `ports.PeerReader`."""
+        request = node_pb2.VerifyBlobRequest(digest=str(digest))
+        stub = node_pb2_grpc.BlobServiceStub(self._of(node.address).channel)
+        try:
+            return (await stub.VerifyBlob(request, timeout=VERIFY_SECONDS)).intact
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error, node.id, digest) from error
 
     async def close(self) -> None:
         """Close all channels."""

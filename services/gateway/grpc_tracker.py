@@ -18,7 +18,6 @@ from stafett.common.cluster import Holder, Node
 from stafett.common.digest import Digest
 from stafett.common.errors import DigestInvalid, ManifestUnknown, Unavailable
 from stafett.common.grpc_tracing import traced_call
-from stafett.common.grpc_transport import CONTROL_DEADLINE_SECONDS
 from stafett.common.relaying import Fetch, Left, Phase, Refused, Wait
 from stafett.gateway.ports import (
     PeerTally,
@@ -36,6 +35,8 @@ CALL_TRIES = 2
 """A frozen replica costs one try: round robin sends the next one elsewhere."""
 RELAY_SECONDS = 2.0
 """A tracker may keep the question for a second, and ask another one first."""
+REPORT_SECONDS = 1.5
+"""Failures of peers make the tracker probe them first."""
 TAG_SECONDS = 1.0
 """Tags are asked for when upstream is dead: better late than not."""
 WATCH_SECONDS = 3600.0
@@ -68,13 +69,20 @@ class GrpcTracker:
         return found
 
     async def _locate_once(self, request: tracker_pb2.LocateRequest) -> tracker_pb2.LocateResponse:
+        """Ask, and ask another one when the answer is from a tracker's memory: it may be alone in that."""
+        stale: tracker_pb2.LocateResponse | None = None
         for tries_left in reversed(range(CALL_TRIES)):
             try:
                 with traced_call("TrackerService/Locate") as metadata:
-                    return await self._stub.Locate(request, timeout=CALL_SECONDS, metadata=metadata)
+                    answer = await self._stub.Locate(request, timeout=CALL_SECONDS, metadata=metadata)
+                if not answer.stale:
+                    return answer
+                stale = answer
             except grpc.aio.AioRpcError as error:
-                _raise_unless_retriable(error, tries_left)
-        raise AssertionError("the last try returns or raises")
+                if stale is None:
+                    _raise_unless_retriable(error, tries_left)
+        assert stale is not None, "without any answer the last try has raised"
+        return stale
 
     async def relay(self, ask: RelayAsk) -> tuple[RelayAnswer, float]:
         """See `ports.Tracker`."""
@@ -109,12 +117,7 @@ class GrpcTracker:
             try:
                 with traced_call("TrackerService/ResolveTag") as metadata:
                     answer = await self._stub.ResolveTag(request, timeout=TAG_SECONDS, metadata=metadata)
-                return TagTarget(
-                    Digest.parse(answer.target_digest),
-                    answer.target_media_type,
-                    answer.target_size_bytes,
-                    answer.updated_at_unix_ms,
-                )
+                return TagTarget(Digest.parse(answer.target_digest), answer.updated_at_unix_ms)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND:
                     raise ManifestUnknown(name) from error
@@ -140,10 +143,12 @@ class GrpcTracker:
             for node_id, tally in tallies.items()
         ]
         request = tracker_pb2.ReportOutcomesRequest(reporter=self._asking.node_id, outcomes=outcomes)
-        try:
-            await self._stub.ReportOutcomes(request, timeout=CONTROL_DEADLINE_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            raise Unavailable("tracker", error.code().name) from error
+        for tries_left in reversed(range(CALL_TRIES)):
+            try:
+                await self._stub.ReportOutcomes(request, timeout=REPORT_SECONDS)
+                return
+            except grpc.aio.AioRpcError as error:
+                _raise_unless_retriable(error, tries_left)
 
     async def watch(self, nodes: dict[str, Node]) -> NoReturn:
         """Keep `nodes` at what the trackers believe, for ever; while none answers it stays as it is."""
@@ -186,11 +191,10 @@ def _relay_answer(answer: tracker_pb2.RelayResponse) -> RelayAnswer:
 
 def _apply(response: tracker_pb2.WatchResponse, nodes: dict[str, Node]) -> None:
     if response.HasField("snapshot"):
-        snapshot = {message.id: wire.node_from_wire(message) for message in response.snapshot.nodes}
-        nodes.clear()
-        nodes.update(snapshot)
-    elif response.HasField("changed"):
-        node = wire.node_from_wire(response.changed)
+        for gone in nodes.keys() - {message.id for message in response.snapshot.nodes}:
+            del nodes[gone]
+    told = [response.changed] if response.HasField("changed") else response.snapshot.nodes
+    for node in map(wire.node_from_wire, told):
         known = nodes.get(node.id)
         if known is None or node.rank >= known.rank:
             nodes[node.id] = node

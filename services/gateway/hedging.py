@@ -1,6 +1,7 @@
 """When a second holder is asked because the first byte is late (Dean and Barroso, The Tail at Scale, 2013). Pure.
 
-At the 95th percentile of what first bytes took lately, and only while hedges are at most one in twenty requests.
+At the 95th percentile of what first bytes took lately, and only while hedges are at most one in twenty requests. One
+that is so late that the client may be told 404 has a budget of its own, of one in four.
 """
 
 from __future__ import annotations
@@ -17,14 +18,39 @@ QUANTILE = 0.95
 BUDGET_SHARE = 0.05
 BUDGET_MAX = 10.0
 BUDGET_AT_START = 3.0
+OVERDUE_SHARE = 0.25
+OVERDUE_MAX = 30.0
+OVERDUE_AT_START = 12.0
+"""Enough for all who read from a host at the moment when it freezes, until they know it."""
+
+
+@dataclass
+class Budget:
+    """What may be asked on top of ordinary requests, each of which earns a share."""
+
+    share: float
+    most: float
+    left: float
+
+    def earn(self) -> None:
+        """One ordinary request."""
+        self.left = min(self.most, self.left + self.share)
+
+    def take(self) -> bool:
+        """Spend one, if there is one."""
+        if self.left < 1.0:
+            return False
+        self.left -= 1.0
+        return True
 
 
 @dataclass
 class Hedging:
-    """Delay and budget of one gateway's hedges."""
+    """Delay and budgets of one gateway's hedges."""
 
     _times: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
-    _budget: float = BUDGET_AT_START
+    budget: Budget = field(default_factory=lambda: Budget(BUDGET_SHARE, BUDGET_MAX, BUDGET_AT_START))
+    overdue: Budget = field(default_factory=lambda: Budget(OVERDUE_SHARE, OVERDUE_MAX, OVERDUE_AT_START))
 
     def observe(self, seconds: float) -> None:
         """Note what a first byte took; of a stream that lost the race, what it had taken until then."""
@@ -38,11 +64,5 @@ class Hedging:
 
     def note_request(self) -> None:
         """Earn a share of a hedge."""
-        self._budget = min(BUDGET_MAX, self._budget + BUDGET_SHARE)
-
-    def take(self) -> bool:
-        """Spend one hedge, if the budget has it."""
-        if self._budget < 1.0:
-            return False
-        self._budget -= 1.0
-        return True
+        self.budget.earn()
+        self.overdue.earn()

@@ -8,8 +8,17 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+import structlog
+
 from stafett.common.digest import Digest
-from stafett.common.errors import BlobUnknown, CorruptContent, ManifestInvalid, ManifestUnknown
+from stafett.common.errors import (
+    BlobUnknown,
+    CorruptContent,
+    ManifestInvalid,
+    ManifestUnknown,
+    Overloaded,
+    Unavailable,
+)
 from stafett.common.oci import MANIFEST_MAX_BYTES, Index, Manifest, parse_manifest
 from stafett.gateway.byte_range import Span
 from stafett.gateway.metrics import LOCAL, SOURCE_OF_TIER
@@ -18,8 +27,12 @@ from stafett.gateway.relay import Relay
 from stafett.gateway.sourcing import Sourcing
 from stafett.gateway.transfer import Transfer
 
+log = structlog.get_logger()
+
 MEMORY_BYTES = 16 * 1024 * 1024
 FETCH_SECONDS = 2.0
+OWN_SECONDS = 0.5
+"""A host that does not give its own manifest in so long does not keep a peer from giving it."""
 CORRUPT_TRIES = 3
 
 
@@ -66,7 +79,11 @@ class Manifests:
         if blob is None:
             return None
         try:
-            content = await _whole(blob.pieces(Span(0, _acceptable(blob.size_bytes), False)))
+            async with asyncio.timeout(OWN_SECONDS):
+                content = await _whole(blob.pieces(Span(0, _acceptable(blob.size_bytes), False)))
+        except (OSError, Unavailable, Overloaded, BlobUnknown) as error:
+            log.warning("own_manifest_unreadable", digest=str(digest), reason=str(error), remedy="peers serve it")
+            return None
         finally:
             blob.close()
         if Digest.of(content) != digest:
@@ -94,6 +111,8 @@ class Manifests:
         raise BlobUnknown(digest)
 
     def _remember(self, document: Document) -> None:
+        if document.digest in self._memory:
+            return
         self._memory[document.digest] = document
         self._memory_bytes += len(document.content)
         while self._memory_bytes > MEMORY_BYTES:

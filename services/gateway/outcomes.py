@@ -29,10 +29,10 @@ class Outcomes:
         self._tallies: dict[str, PeerTally] = {}
         self._failures = asyncio.Event()
 
-    def succeeded(self, stream: Stream) -> None:
-        """A stream gave all that was wanted of it."""
+    def ended(self, stream: Stream, *, slow: bool) -> None:
+        """A stream gave all that was wanted of it, or was left as slow: then only its times count."""
         tally = self._of(stream.candidate.node)
-        tally.succeeded += 1
+        tally.succeeded += not slow
         if stream.first_byte_seconds is not None:
             tally.first_byte_seconds.append(stream.first_byte_seconds)
         if stream.pace.seconds_per_mib is not None:

@@ -17,8 +17,6 @@ class TagTarget:
     """What peers last knew a tag to mean; `updated_at_unix_ms` is when a node last pulled it."""
 
     digest: Digest
-    media_type: str
-    size_bytes: int
     updated_at_unix_ms: int
 
 
@@ -99,6 +97,10 @@ class PeerReader(Protocol):
         Closing the generator ends the stream at the node. Raises Unavailable, Overloaded, BlobUnknown, Draining,
         RangeUnsatisfiable.
         """
+        ...
+
+    async def verify(self, node: Node, digest: Digest) -> bool:
+        """Have a node read its copy of a blob again; tell whether it is right. Raises as `read`."""
         ...
 
 

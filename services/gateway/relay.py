@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from stafett.common.cluster import Holder
+import structlog
+
+from stafett.common.cluster import Holder, Node
 from stafett.common.digest import Digest
+from stafett.common.errors import StafettError
 from stafett.gateway.hedging import Hedging
 from stafett.gateway.locator import Locator
 from stafett.gateway.metrics import GatewayMetrics
@@ -16,6 +20,11 @@ from stafett.gateway.peer_book import PeerBook
 from stafett.gateway.ports import PeerReader
 from stafett.gateway.quarantine import Quarantine
 from stafett.gateway.selection import Algorithm, Asking, Candidate, rank, usable, weigh
+
+log = structlog.get_logger()
+
+VERDICT_SECONDS = 1.0
+"""So long a request waits for suspects to read their copies again, when nobody else can serve it."""
 
 
 @dataclass
@@ -35,9 +44,31 @@ class Relay:
     hedging: Hedging = field(default_factory=Hedging)
 
     async def candidates(self, digest: Digest, *, fresh: bool = False) -> tuple[Candidate, ...]:
-        """Rank the holders of a digest that may be asked."""
-        located = await self.locator.locate([digest], fresh=fresh)
-        return self.ranked(digest, located[digest])
+        """Rank the holders of a digest that may be asked; when nobody is left, or `fresh`, suspects are heard first."""
+        holders = (await self.locator.locate([digest], fresh=fresh))[digest]
+        ranked = self.ranked(digest, holders)
+        if ranked and not fresh:
+            return ranked
+        await self.hear(digest, [holder.node for holder in holders], VERDICT_SECONDS)
+        return self.ranked(digest, holders)
+
+    async def hear(self, digest: Digest, nodes: Iterable[Node], seconds: float) -> None:
+        """Have suspects among these nodes read their copies of a digest again; who has it right is trusted again."""
+        suspects = [node for node in nodes if self.quarantine.doubtful(digest, node.id)]
+        await asyncio.gather(*(self._hear(digest, node, seconds) for node in suspects))
+
+    async def _hear(self, digest: Digest, suspect: Node, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                intact = await self.reader.verify(suspect, digest)
+        except (StafettError, TimeoutError) as error:
+            log.info("suspect_not_heard", node=suspect.id, digest=str(digest), reason=str(error))
+            return
+        log.info("suspect_heard", node=suspect.id, digest=str(digest), intact=intact)
+        if intact:
+            self.quarantine.acquit(digest, suspect.id)
+        else:
+            self.quarantine.add(digest, [suspect.id], proven=True)
 
     def ranked(self, digest: Digest, holders: Iterable[Holder]) -> tuple[Candidate, ...]:
         """Rank holders by what is known now."""

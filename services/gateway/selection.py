@@ -146,11 +146,8 @@ def _measured(
 
 def nearest(candidates: Sequence[Candidate], digest: Digest, rng: random.Random) -> list[Candidate]:
     """Nearest tier first, unless its best is so much dearer than a farther one's; inside a tier two choices by cost."""
-    tiers: dict[Tier, list[Candidate]] = {}
-    for candidate in candidates:
-        tiers.setdefault(candidate.tier, []).append(candidate)
-    by_cost = sorted(tiers, key=lambda tier: (min(c.cost for c in tiers[tier]) * SPILL_FACTOR[tier], tier))
-    return [candidate for tier in by_cost for candidate in _two_choices(tiers[tier], rng)]
+    by_cost = sorted(_tiers(candidates), key=lambda tier: min(map(_dearness, tier)))
+    return [candidate for tier in by_cost for candidate in _two_choices(tier, rng)]
 
 
 def least_loaded(candidates: Sequence[Candidate], digest: Digest, rng: random.Random) -> list[Candidate]:
@@ -160,8 +157,24 @@ def least_loaded(candidates: Sequence[Candidate], digest: Digest, rng: random.Ra
 
 
 def rendezvous(candidates: Sequence[Candidate], digest: Digest, rng: random.Random) -> list[Candidate]:
-    """Nearest tier first; inside it all gateways prefer the same holder for a digest, in proportion to its score."""
-    return sorted(candidates, key=lambda candidate: (candidate.tier, -_rendezvous_weight(digest, candidate)))
+    """Inside a tier all gateways prefer the same holder for a digest, in proportion to its score.
+
+    Nearest tier first, unless the one preferred there is so much dearer than the one preferred in a farther tier.
+    """
+    ordered = [sorted(tier, key=lambda each: -_rendezvous_weight(digest, each)) for tier in _tiers(candidates)]
+    return [candidate for tier in sorted(ordered, key=lambda tier: _dearness(tier[0])) for candidate in tier]
+
+
+def _tiers(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    tiers: dict[Tier, list[Candidate]] = {}
+    for candidate in candidates:
+        tiers.setdefault(candidate.tier, []).append(candidate)
+    return list(tiers.values())
+
+
+def _dearness(candidate: Candidate) -> tuple[float, Tier]:
+    """Cost as it counts against holders of other tiers."""
+    return candidate.cost * SPILL_FACTOR[candidate.tier], candidate.tier
 
 
 def _rendezvous_weight(digest: Digest, candidate: Candidate) -> float:
@@ -212,7 +225,7 @@ def why_first(ranked: Sequence[Candidate], algorithm: Algorithm) -> str:
         return "the fewest streams for its slots, wherever it is"
     nearer = [candidate for candidate in rivals if candidate.tier < first.tier]
     if nearer:
-        best = min(nearer, key=lambda candidate: candidate.cost)
+        best = nearer[0] if algorithm is rendezvous else min(nearer, key=lambda candidate: candidate.cost)
         limit = SPILL_FACTOR[first.tier] / SPILL_FACTOR[best.tier]
         return f"spilled: {best.node.id} is nearer, but {best.cost / first.cost:.1f} times dearer (limit {limit:g})"
     if all(candidate.tier is not first.tier for candidate in rivals):

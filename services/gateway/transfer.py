@@ -15,7 +15,6 @@ from functools import partial
 
 import structlog
 
-from stafett.common.cluster import Node
 from stafett.common.digest import Digest
 from stafett.common.errors import (
     BlobUnknown,
@@ -39,8 +38,11 @@ log = structlog.get_logger()
 
 SLOW_SWITCHES_MAX = 3
 OVERDUE_SECONDS = 0.4
-"""After so long without a first byte one more holder is asked each time, whatever the hedges have cost and whoever is
-left: a client that is told 404 after `first_piece_seconds` costs upstream more. Four are asked until then."""
+"""After so long without a first byte one more holder is asked each time, whoever is left, out of a budget of its own: a
+client that is told 404 after `first_piece_seconds` costs upstream more. Four are asked until then."""
+VERDICTS_SECONDS = 5.0
+"""A response whose bytes are wrong ends when those who sent them have read their copies again, or after so long: then
+the client's next attempt is served by the honest ones."""
 _REASONS: dict[type[StafettError], FailoverReason] = {
     Unavailable: "broken",
     Overloaded: "full",
@@ -76,7 +78,8 @@ class Transfer:
         self._position = self._sources.position = span.offset
         self._end = span.offset + span.length
         self._running = RunningDigest(prefix) if prefix or span.length == size_bytes else None
-        self._contributors: dict[str, Node] = {}
+        self._all_from_here = prefix is None
+        self._contributors: dict[str, Candidate] = {}
         self._slow_switches = 0
         self._attempts = 0
         self.served_by: Candidate | None = None
@@ -95,13 +98,15 @@ class Transfer:
                 self.served_by = stream.candidate
                 async with aclosing(stream):
                     try:
+                        slow = False
                         while piece is not None:
                             await self._account(stream, piece)
                             yield piece
-                            if self._crawls(stream) or self._sources.wants_to_leave(stream.candidate):
+                            slow = self._crawls(stream)
+                            if slow or self._sources.wants_to_leave(stream.candidate):
                                 break
                             piece = await anext(stream, None)
-                        self._relay.outcomes.succeeded(stream)
+                        self._relay.outcomes.ended(stream, slow=slow)
                     except _HOLDER_FAILED as error:
                         self._note_failure(stream, error)
         finally:
@@ -176,7 +181,7 @@ class Transfer:
         race[asyncio.ensure_future(stream.first())] = stream
 
     def _hedge(self, race: _Race, *, overdue: bool) -> None:
-        """Ask one more holder, never the same, if there is one and the budget allows it, or it is high time."""
+        """Ask one more holder, never the same, if there is one and the budget allows it."""
         late = list(race.values())
         if late[-1].candidate.growing:
             return  # it has nothing yet
@@ -184,7 +189,8 @@ class Transfer:
             for stream in late:
                 self._sources.left(stream.candidate, None)
         other = self._sources.other_than(late[-1].candidate)
-        if other is not None and (overdue or (not other.failing and self._relay.hedging.take())):
+        budget = self._relay.hedging.overdue if overdue else self._relay.hedging.budget
+        if other is not None and (overdue or not other.failing) and budget.take():
             self._relay.metrics.count_hedge()
             pull_trace.event("stafett.hedge", holder=other.node.id, reason="overdue" if overdue else "late")
             self._start(other, race)
@@ -205,21 +211,31 @@ class Transfer:
 
     async def _account(self, stream: Stream, piece: memoryview) -> None:
         """Count and hash a piece; the last one only passes with the right digest."""
-        node = stream.candidate.node
-        self._contributors[node.id] = node
+        self._contributors[stream.candidate.node.id] = stream.candidate
         self._position = self._sources.position = self._position + len(piece)
         if self._running is None:
             return
         await self._running.add(piece)
         if self._position == self._end and await self._running.contradicts(self._digest):
             self.spoilt = self._end > len(piece)
-            self._relay.quarantine.add(self._digest, self._contributors)
-            self._relay.metrics.count_quarantined(len(self._contributors))
-            for contributor in self._contributors.values():
-                self._relay.outcomes.corrupt(contributor, self._digest)
-            log.error("wrong_bytes", digest=str(self._digest), nodes=sorted(self._contributors))
-            pull_trace.event("stafett.wrong_bytes", holders=sorted(self._contributors))
+            await self._blame()
             raise CorruptContent(self._digest, ", ".join(sorted(self._contributors)))
+
+    async def _blame(self) -> None:
+        """Put all who had a part in wrong bytes under quarantine, and hear them if it is not clear who lied."""
+        relay, givers = self._relay, [each.node for each in self._contributors.values()]
+        log.error("wrong_bytes", digest=str(self._digest), nodes=sorted(self._contributors))
+        pull_trace.failed("stafett.wrong_bytes", holders=sorted(self._contributors))
+        passed_on = any(each.growing for each in self._contributors.values())
+        proven = self._all_from_here and len(givers) == 1 and not passed_on
+        relay.quarantine.add(self._digest, self._contributors, proven=proven)
+        try:
+            await relay.hear(self._digest, givers, VERDICTS_SECONDS)
+        finally:
+            blamed = [node for node in givers if (self._digest, node.id) in relay.quarantine]
+            relay.metrics.count_quarantined(len(blamed))
+            for node in blamed:
+                relay.outcomes.corrupt(node, self._digest)
 
     def _note_failure(self, stream: Stream, error: StafettError) -> None:
         node = stream.candidate.node

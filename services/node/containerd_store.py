@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from stafett.api.containerd import (
     content_pb2,
@@ -35,6 +36,8 @@ from stafett.node.ports import BlobReader, Ingest, StoredImage
 
 LIST_SECONDS = 60.0
 STREAM_SECONDS = 4 * 3600.0
+CORRUPT_LABEL = "stafett.io/corrupt"
+"""On blobs whose bytes are wrong; the only thing that Stafett writes on what containerd has finished."""
 ABORT_TRIES = 3
 """containerd fails to remove a download when its writer writes a last note at that moment."""
 ABORT_PAUSE_SECONDS = 0.2
@@ -59,9 +62,12 @@ class ContainerdStore:
 
     async def list_blobs(self) -> Mapping[Digest, int]:
         """See `ports.ContentStore`."""
+        return await self._list(content_pb2.ListContentRequest())
+
+    async def _list(self, request: content_pb2.ListContentRequest) -> Mapping[Digest, int]:
         found: dict[Digest, int] = {}
         for namespace in await self._list_namespaces():
-            call = self._content.List(content_pb2.ListContentRequest(), metadata=_in(namespace), timeout=LIST_SECONDS)
+            call = self._content.List(request, metadata=_in(namespace), timeout=LIST_SECONDS)
             try:
                 async for batch in call:
                     for info in batch.info:
@@ -105,7 +111,10 @@ class ContainerdStore:
 
     async def size_of(self, digest: Digest) -> int | None:
         """See `ports.ContentStore`."""
-        if self._root is not None and not blob_path(self._root, digest).exists():
+        try:
+            if self._root is not None and not blob_path(self._root, digest).exists():
+                return None
+        except OSError:
             return None
         found = await self._find(digest)
         return found[1] if found else None
@@ -123,7 +132,10 @@ class ContainerdStore:
         """See `ports.ContentStore`; none where the files are not mounted."""
         if self._ingests is None:
             return ()
-        return await asyncio.get_running_loop().run_in_executor(self._disk, self._ingests.of, digest)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._disk, self._ingests.of, digest)
+        except OSError as error:
+            raise Unavailable("folder of downloads", error.strerror or "unreadable") from error
 
     async def abort(self, ingest: Ingest) -> None:
         """See `ports.ContentStore`."""
@@ -140,17 +152,32 @@ class ContainerdStore:
                     raise self._away(error) from error
             await asyncio.sleep(ABORT_PAUSE_SECONDS)
 
+    async def condemn(self, digest: Digest) -> None:
+        """See `ports.ContentStore`; a label, which goes when containerd drops the blob."""
+        info = content_pb2.Info(digest=str(digest), labels={CORRUPT_LABEL: "true"})
+        request = content_pb2.UpdateRequest(info=info, update_mask=FieldMask(paths=[f"labels.{CORRUPT_LABEL}"]))
+        for namespace in await self._list_namespaces():
+            try:
+                await self._content.Update(request, metadata=_in(namespace), timeout=CONTROL_DEADLINE_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise self._away(error) from error
+
+    async def condemned(self) -> Collection[Digest]:
+        """See `ports.ContentStore`."""
+        return (await self._list(content_pb2.ListContentRequest(filters=[f'labels."{CORRUPT_LABEL}"==true']))).keys()
+
     async def close(self) -> None:
         """See `ports.ContentStore`."""
         await self._channel.close()
 
     async def _find(self, digest: Digest) -> tuple[str, int] | None:
-        """Tell a namespace that has the blob, and its size."""
+        """Tell a namespace that has the blob, and its size; None for a condemned one."""
         request = content_pb2.InfoRequest(digest=str(digest))
         for namespace in await self._list_namespaces():
             try:
                 answer = await self._content.Info(request, metadata=_in(namespace), timeout=CONTROL_DEADLINE_SECONDS)
-                return namespace, answer.info.size
+                return None if CORRUPT_LABEL in answer.info.labels else (namespace, answer.info.size)
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.NOT_FOUND:
                     raise self._away(error) from error

@@ -49,6 +49,7 @@ class Indexer:
         self._hinted = asyncio.Event()
         self._expecting = asyncio.Event()
         self._condemned: set[Digest] = set()
+        self._noted: set[Digest] = set()
         self._missing: set[Digest] = set()
         self._discarding_reported = False
         self.store_available = False
@@ -99,10 +100,14 @@ class Indexer:
             self._set_blobs({held: size for held, size in self._blobs.items() if held != digest})
         self._hinted.set()
 
-    def condemn(self, digest: Digest) -> None:
+    async def condemn(self, digest: Digest) -> None:
         """The bytes of a blob are wrong: withdraw it, and never list it again while it stays in the store."""
         self._condemned.add(digest)
         self.evict(digest)
+        try:
+            await self._store.condemn(digest)
+        except Unavailable as error:
+            log.warning("condemned_until_restart", digest=str(digest), part=error.part, reason=error.reason)
 
     async def look_up(self, digest: Digest) -> int | None:
         """Ask the store itself for a blob that is not listed yet; it is from then on."""
@@ -147,7 +152,9 @@ class Indexer:
 
     async def _list(self) -> None:
         listed = await self._store.list_blobs()
-        self._condemned &= listed.keys()
+        noted = set(await self._store.condemned())
+        self._condemned = noted | (self._condemned & listed.keys() - self._noted)  # without its note it is a new copy
+        self._noted = noted
         self._missing = {d for d in self._missing & listed.keys() if await self._store.size_of(d) is None}
         hidden = self._condemned | self._missing
         blobs = {digest: size for digest, size in listed.items() if digest not in hidden}

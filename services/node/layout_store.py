@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TypeVar
@@ -67,7 +67,17 @@ class LayoutStore:
 
     async def abort(self, ingest: Ingest) -> None:
         """See `ports.ContentStore`."""
-        await self._on_disk(lambda: ingest.data.unlink(missing_ok=True))
+        try:
+            await self._on_disk(lambda: ingest.data.unlink(missing_ok=True))
+        except OSError as error:
+            raise Unavailable(f"layout {self._root}", error.strerror or "unwritable") from error
+
+    async def condemn(self, digest: Digest) -> None:
+        """See `ports.ContentStore`; a layout has no place for such a note."""
+
+    async def condemned(self) -> Collection[Digest]:
+        """See `ports.ContentStore`."""
+        return ()
 
     async def close(self) -> None:
         """See `ports.ContentStore`."""
@@ -99,7 +109,7 @@ class LayoutStore:
 
     def _list_ingests(self) -> list[Ingest]:
         found: list[Ingest] = []
-        for path in (self._root / "ingest").glob("*"):
+        for path in _files_in(self._root / "ingest"):
             with contextlib.suppress(DigestInvalid):
                 digest = Digest(path.name)
                 blob = blob_path(self._root, digest)
@@ -119,6 +129,16 @@ class LayoutStore:
         if problem not in self._reported:
             self._reported.add(problem)
             log.warning("layout_damaged", layout=str(self._root), problem=problem)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """List a folder, which may not be there. Raises Unavailable: if it cannot be read."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise Unavailable(f"folder {folder.name}", error.strerror or "unreadable") from error
 
 
 def _modified_at(path: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -67,7 +67,7 @@ class ContentStore(Protocol):
         ...
 
     async def size_of(self, digest: Digest) -> int | None:
-        """Tell the size of a complete blob that may be served, None if there is none."""
+        """Tell the size of a complete blob that may be served, None if there is none, or its file cannot be reached."""
         ...
 
     async def open(self, digest: Digest) -> BlobReader:
@@ -80,6 +80,14 @@ class ContentStore(Protocol):
 
     async def abort(self, ingest: Ingest) -> None:
         """Drop an ingest; harmless if it is gone."""
+        ...
+
+    async def condemn(self, digest: Digest) -> None:
+        """Note that the bytes of a blob are wrong, for as long as it stays, where the store has a place for that."""
+        ...
+
+    async def condemned(self) -> Collection[Digest]:
+        """List the blobs that such a note is on."""
         ...
 
     async def close(self) -> None:

@@ -51,12 +51,13 @@ class BlobServicer:
         self._slots = slots
         self._throttle = throttle
         self._tally = tally
+        self._verifying: dict[Digest, asyncio.Task[bool]] = {}
 
     async def Stat(self, request: node_pb2.StatRequest, context: Context) -> node_pb2.StatResponse:  # noqa: N802
         """Tell what is here of a blob, and wait for more where that is asked for."""
         digest = Digest.parse(request.digest)
         try:
-            size = await self._size_of(digest)
+            size = await (self._stored_size(digest) if request.unfinished else self._size_of(digest))
         except BlobUnknown:
             if not request.unfinished:
                 raise
@@ -67,10 +68,7 @@ class BlobServicer:
     async def _stat_unfinished(self, digest: Digest, request: node_pb2.StatRequest) -> node_pb2.StatResponse:
         if request.wait_ms > WAIT_MAX_MS:
             raise RequestInvalid("wait_ms", f"at most {WAIT_MAX_MS}")
-        if request.wait_ms:
-            received = await self._unfinished.grown(digest, request.beyond_bytes, request.wait_ms / 1000)
-        else:
-            received = await self._unfinished.received(digest)
+        received = await self._unfinished.grown(digest, request.beyond_bytes, request.wait_ms / 1000)
         if received is None:
             size = await self._committed_size(digest, COMMIT_LOOKS if request.wait_ms else 1)
             received = Received(size, size, 0)
@@ -118,8 +116,16 @@ class BlobServicer:
     async def VerifyBlob(  # noqa: N802
         self, request: node_pb2.VerifyBlobRequest, context: Context
     ) -> node_pb2.VerifyBlobResponse:
-        """Read a blob again; a wrong one is withdrawn."""
+        """Read a blob again, once for all who ask meanwhile; a wrong one is withdrawn."""
         digest = Digest.parse(request.digest)
+        if digest not in self._verifying:
+            verifying = self._verifying[digest] = asyncio.create_task(self._is_intact(digest))
+            verifying.add_done_callback(
+                lambda done: (self._verifying.pop(digest), done.cancelled() or done.exception())
+            )
+        return node_pb2.VerifyBlobResponse(intact=await asyncio.shield(self._verifying[digest]))
+
+    async def _is_intact(self, digest: Digest) -> bool:
         size = await self._size_of(digest)
         reader = await self._open(digest)
         running = hashlib.sha256()
@@ -133,8 +139,8 @@ class BlobServicer:
         intact = running.hexdigest() == digest.hex
         if not intact:
             log.error("blob_corrupt", digest=str(digest), remedy="remove the image that has it and pull it again")
-            self._indexer.condemn(digest)
-        return node_pb2.VerifyBlobResponse(intact=intact)
+            await self._indexer.condemn(digest)
+        return intact
 
     async def Read(self, request: node_pb2.ReadRequest, context: Context) -> AsyncGenerator[Frame, None]:  # noqa: N802
         """Stream a blob: its description, then its bytes."""
@@ -177,6 +183,15 @@ class BlobServicer:
         if size is None:
             size = await self._indexer.look_up(digest)
         if size is None:
+            raise BlobUnknown(digest)
+        return size
+
+    async def _stored_size(self, digest: Digest) -> int:
+        """Ask the store: the index lists for a while what has been removed, and is now received again."""
+        size = await self._indexer.look_up(digest)
+        if size is None:
+            if self._indexer.size_of(digest) is not None:
+                self._indexer.evict(digest)
             raise BlobUnknown(digest)
         return size
 

@@ -54,16 +54,9 @@ class Identity:
 class SessionThread:
     """Runs the session. `publish`, `drain` and `stop` may be called from the main loop's thread."""
 
-    def __init__(
-        self,
-        target: str,
-        tls: TlsFiles | None,
-        identity: Identity,
-        health: Callable[[], HealthSample],
-        on_drain: OnDrain = lambda draining: None,
-    ) -> None:
+    def __init__(self, session: Session) -> None:
         self._loop = asyncio.new_event_loop()
-        self._session = Session(target, tls, identity, health, on_drain)
+        self._session = session
         self._thread = threading.Thread(target=self._run, name="tracker-session", daemon=True)
 
     @property
@@ -172,6 +165,9 @@ class Session:
         call = stub.Session(timeout=SESSION_SECONDS)
         try:
             return await self._converse(call), self.registered
+        except Exception as error:
+            log.error("session_crashed", exc_info=error)
+            return "an error of our own", False
         finally:
             self.registered = False
             call.cancel()

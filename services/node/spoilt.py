@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import structlog
@@ -22,15 +22,18 @@ log = structlog.get_logger()
 LOOK_SECONDS = 0.5
 IDLE_LOOKS = 6
 """Unchanged for so many looks: nobody writes it."""
+REFUSALS_MAX = 20
+"""So often the store may refuse, which is for a minute; then the ingest is left to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What a look at an ingest's file saw, and how many looks before it had seen just the same."""
+    """What a look at an ingest's file saw; how many looks before saw the same, and how often the drop was refused."""
 
     inode: int
     size_bytes: int
     unchanged: int = 0
+    refused: int = 0
 
 
 class SpoiltIngests:
@@ -77,11 +80,21 @@ class SpoiltIngests:
         elif now.size_bytes > before.size_bytes:
             self._watched[ingest] = now
         elif before.unchanged < IDLE_LOOKS:
-            self._watched[ingest] = _Look(now.inode, now.size_bytes, before.unchanged + 1)
+            self._watched[ingest] = replace(before, unchanged=before.unchanged + 1)
+        else:
+            await self._drop(ingest, before)
+
+    async def _drop(self, ingest: Ingest, before: _Look) -> None:
+        try:
+            await self._store.abort(ingest)
+        except Unavailable as error:
+            if before.refused < REFUSALS_MAX:
+                self._watched[ingest] = replace(before, unchanged=0, refused=before.refused + 1)
+                return
+            log.warning("ingest_not_dropped", digest=str(ingest.digest), owner=ingest.owner, reason=error.reason)
         else:
             log.warning("ingest_dropped", digest=str(ingest.digest), owner=ingest.owner, reason="wrong bytes")
-            await self._store.abort(ingest)
-            del self._watched[ingest]
+        del self._watched[ingest]
 
 
 def _look_at(ingest: Ingest) -> _Look | None:

@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import grpc
+
+from stafett.api.v1 import node_pb2, node_pb2_grpc
 from stafett.cli.local_cluster.cluster import Host
 from stafett.common.digest import Digest
 from tests.chaos.net import connect
@@ -87,13 +90,34 @@ def ask(
         connection.close()
 
 
-def failovers(host: Host, holder: str) -> list[str]:
-    """Why the host's gateway has left a holder for other ones since it started."""
+def failovers(host: Host, holder: str, digest: Digest) -> list[str]:
+    """Why the host's gateway has left a holder of a digest for other ones."""
     assert host.gateway is not None
     events = [json.loads(line) for line in host.gateway.log.read_text().splitlines() if line.startswith("{")]
-    started = max(number for number, event in enumerate(events) if event["event"] == "listening")
-    left = [event for event in events[started:] if event["event"] == "holder_left"]
+    left = [event for event in events if event["event"] == "holder_left" and event["digest"] == str(digest)]
     return [event["reason"] for event in left if event["node"] == holder]
+
+
+def counted(host: Host, name: str) -> float:
+    """What the host's gateway has counted, of a counter without labels."""
+    connection = _dial(host)
+    try:
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+    finally:
+        connection.close()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def status_of_a_read(host: Host, digest: Digest) -> grpc.StatusCode:
+    """Ask a node itself for a blob; tell how it answers."""
+    with grpc.insecure_channel(f"127.0.0.1:{host.node_port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        stub = node_pb2_grpc.BlobServiceStub(channel)
+        try:
+            next(stub.Read(node_pb2.ReadRequest(digest=str(digest)), timeout=5))
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
 
 
 def _dial(host: Host) -> http.client.HTTPConnection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,15 +58,12 @@ class Holders:
         self.bed.cluster.start_node(host, {**limit, **(settings or {})})
 
     def restore(self) -> None:
-        """Start what was killed, wake what was frozen, and give the asking gateway an empty memory."""
-        for host in (*self.all, self.asking):
-            assert host.node is not None
-            host.node.signal(signal.SIGCONT)
-            if not host.node.alive:
-                self.start_node(host)
-        assert self.asking.gateway is not None
-        self.asking.gateway.stop()
-        self.bed.cluster.start_gateway(self.asking)
+        """Start what was killed, and wake what was frozen."""
+        nodes = {host.name: host.node for host in (*self.all, self.asking) if host.node}
+        for node in nodes.values():
+            node.signal(signal.SIGCONT)
+        with ThreadPoolExecutor(len(nodes)) as starting:
+            list(starting.map(self.start_node, [self.named(name) for name, node in nodes.items() if not node.alive]))
         self.wait_ready()
 
     def wait_ready(self) -> None:

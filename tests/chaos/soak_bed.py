@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Self
 
 import grpc
 
@@ -52,7 +54,7 @@ class SoakBed:
         self.clients: list[Host] = []
         self.containerd_host: Host | None = None
 
-    def __enter__(self) -> SoakBed:
+    def __enter__(self) -> Self:
         with ExitStack() as undo:
             undo.enter_context(self.cluster)
             self._start()
@@ -187,6 +189,12 @@ class SoakBed:
     def census(self, survivors: Mapping[str, Process]) -> dict[str, Census]:
         """Count what the processes have open."""
         return {name: Census.take(process, self.census_directory) for name, process in survivors.items()}
+
+
+def events(process: Process) -> list[str]:
+    """Names of what the process has logged."""
+    lines = process.log.read_text("utf-8", "replace").splitlines()
+    return [str(json.loads(line).get("event")) for line in lines if line.startswith("{")]
 
 
 def ended(process: Process, timeout_seconds: float = 30.0) -> int:

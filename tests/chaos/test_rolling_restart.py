@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
+from statistics import median
 
 import httpx2
 import pytest
 
 from stafett.api.v1 import types_pb2
 from stafett.cli.local_cluster.cluster import Host
-from stafett.cli.local_cluster.processes import Process, wait_until
+from stafett.cli.local_cluster.processes import wait_until
 from tests.chaos.pullers import Pulling, Tally
-from tests.chaos.soak_bed import SoakBed, ended
+from tests.chaos.soak_bed import SoakBed, ended, events
 from tests.chaos.watchers import Watchers
 
-PUSHED_SECONDS = 2.0
-"""Half a second is promised; the rest is for a busy machine."""
+PUSHED_SECONDS = 0.5
+SLOWEST_PUSH_SECONDS = 2.0
+"""Half a second is promised: most keep it, and none takes four times as long, also on a busy machine."""
 GRACE_SECONDS = 20.0
 PULLS_BETWEEN = 4
 READY, DRAINING = "NODE_STATE_READY", "NODE_STATE_DRAINING"
-
-
-def events(process: Process) -> list[str]:
-    """Names of what the process has logged."""
-    lines = process.log.read_text("utf-8", "replace").splitlines()
-    return [str(json.loads(line).get("event")) for line in lines if line.startswith("{")]
 
 
 def failovers(host: Host) -> dict[str, float]:
@@ -75,7 +70,8 @@ def test_no_pull_fails_while_all_nodes_are_restarted_one_after_the_other() -> No
         left = {host.name: failovers(host) for host in bed.clients}
         print(f"\n{tally}\ndraining known everywhere after {told_after}\nholders left: {left}")
         assert not tally.failures, "\n".join(map(str, tally.failures))
-        assert max(told_after.values()) < PUSHED_SECONDS, told_after
+        assert median(told_after.values()) < PUSHED_SECONDS, told_after
+        assert max(told_after.values()) < SLOWEST_PUSH_SECONDS, told_after
         stalls = watchers.other_than(
             types_pb2.NODE_STATE_READY, types_pb2.NODE_STATE_DRAINING, types_pb2.NODE_STATE_DOWN
         )

@@ -139,3 +139,10 @@ def test_two_namespaces_of_one_host_share_a_download(bed: Bed) -> None:
     assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
     assert upstream_gets(bed, "lib/namespaces")[str(image.blobs[PLATFORM][1].digest)] == 1
     bed.assert_complete(host, image)
+
+
+def test_containerd_has_hung_up_on_no_node(bed: Bed) -> None:
+    """It does so to who pings it often, after some forty seconds: the bed is as old when all tests run."""
+    for host in bed.hosts:
+        assert host.node is not None
+        assert "GOAWAY" not in host.node.log.read_text()

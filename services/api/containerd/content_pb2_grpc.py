@@ -46,6 +46,11 @@ class ContentStub:
                 request_serializer=stafett_dot_api_dot_containerd_dot_content__pb2.ListContentRequest.SerializeToString,
                 response_deserializer=stafett_dot_api_dot_containerd_dot_content__pb2.ListContentResponse.FromString,
                 _registered_method=True)
+        self.Update = channel.unary_unary(
+                '/containerd.services.content.v1.Content/Update',
+                request_serializer=stafett_dot_api_dot_containerd_dot_content__pb2.UpdateRequest.SerializeToString,
+                response_deserializer=stafett_dot_api_dot_containerd_dot_content__pb2.UpdateResponse.FromString,
+                _registered_method=True)
         self.Read = channel.unary_stream(
                 '/containerd.services.content.v1.Content/Read',
                 request_serializer=stafett_dot_api_dot_containerd_dot_content__pb2.ReadContentRequest.SerializeToString,
@@ -71,6 +76,13 @@ class ContentServicer:
 
     def List(self, request, context):
         """List streams all committed blobs of the call's namespace in batches.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Update(self, request, context):
+        """Update changes labels of one committed blob in the call's namespace; NOT_FOUND when absent there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,6 +114,11 @@ def add_ContentServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=stafett_dot_api_dot_containerd_dot_content__pb2.ListContentRequest.FromString,
                     response_serializer=stafett_dot_api_dot_containerd_dot_content__pb2.ListContentResponse.SerializeToString,
+            ),
+            'Update': grpc.unary_unary_rpc_method_handler(
+                    servicer.Update,
+                    request_deserializer=stafett_dot_api_dot_containerd_dot_content__pb2.UpdateRequest.FromString,
+                    response_serializer=stafett_dot_api_dot_containerd_dot_content__pb2.UpdateResponse.SerializeToString,
             ),
             'Read': grpc.unary_stream_rpc_method_handler(
                     servicer.Read,
@@ -169,6 +186,33 @@ class Content:
             '/containerd.services.content.v1.Content/List',
             stafett_dot_api_dot_containerd_dot_content__pb2.ListContentRequest.SerializeToString,
             stafett_dot_api_dot_containerd_dot_content__pb2.ListContentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Update(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/containerd.services.content.v1.Content/Update',
+            stafett_dot_api_dot_containerd_dot_content__pb2.UpdateRequest.SerializeToString,
+            stafett_dot_api_dot_containerd_dot_content__pb2.UpdateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,8 @@ class ContentStub:
     """Info tells size and labels of one committed blob; NOT_FOUND when absent in the call's namespace."""
     List: _grpc.UnaryStreamMultiCallable[_content_pb2.ListContentRequest, _content_pb2.ListContentResponse]
     """List streams all committed blobs of the call's namespace in batches."""
+    Update: _grpc.UnaryUnaryMultiCallable[_content_pb2.UpdateRequest, _content_pb2.UpdateResponse]
+    """Update changes labels of one committed blob in the call's namespace; NOT_FOUND when absent there."""
     Read: _grpc.UnaryStreamMultiCallable[_content_pb2.ReadContentRequest, _content_pb2.ReadContentResponse]
     """Read streams the bytes of one blob."""
     Abort: _grpc.UnaryUnaryMultiCallable[_content_pb2.AbortRequest, _empty_pb2.Empty]
@@ -54,6 +56,8 @@ class ContentAsyncStub(ContentStub):
     """Info tells size and labels of one committed blob; NOT_FOUND when absent in the call's namespace."""
     List: _aio.UnaryStreamMultiCallable[_content_pb2.ListContentRequest, _content_pb2.ListContentResponse]  # type: ignore[assignment]
     """List streams all committed blobs of the call's namespace in batches."""
+    Update: _aio.UnaryUnaryMultiCallable[_content_pb2.UpdateRequest, _content_pb2.UpdateResponse]  # type: ignore[assignment]
+    """Update changes labels of one committed blob in the call's namespace; NOT_FOUND when absent there."""
     Read: _aio.UnaryStreamMultiCallable[_content_pb2.ReadContentRequest, _content_pb2.ReadContentResponse]  # type: ignore[assignment]
     """Read streams the bytes of one blob."""
     Abort: _aio.UnaryUnaryMultiCallable[_content_pb2.AbortRequest, _empty_pb2.Empty]  # type: ignore[assignment]
@@ -77,6 +81,14 @@ class ContentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_content_pb2.ListContentResponse], _abc.AsyncIterator[_content_pb2.ListContentResponse]]:
         """List streams all committed blobs of the call's namespace in batches."""
+
+    @_abc_1.abstractmethod
+    def Update(
+        self,
+        request: _content_pb2.UpdateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_content_pb2.UpdateResponse, _abc.Awaitable[_content_pb2.UpdateResponse]]:
+        """Update changes labels of one committed blob in the call's namespace; NOT_FOUND when absent there."""
 
     @_abc_1.abstractmethod
     def Read(

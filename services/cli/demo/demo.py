@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from stafett.cli.demo.host_pull import HostPull
+from stafett.cli.demo.kept import how_to_use
 from stafett.cli.demo.screen import screen
 from stafett.cli.demo.stage import IMAGE, LINK_BYTES_PER_SECOND, Stage, set_stage
 from stafett.cli.demo.story import Act, Story
@@ -33,7 +34,7 @@ BUSY_LOOKS = 6
 """Looks over which is told who serves the most."""
 
 
-def run_demo(store: StoreChoice, *, as_json: bool, keep: bool) -> int:
+def run_demo(store: StoreChoice, *, as_json: bool, quick: bool, keep: bool) -> int:
     """Play the demo; return 0 if every pull succeeded and every digest is right."""
     use_containerd = store is StoreChoice.CONTAINERD or (store is StoreChoice.AUTO and containerd_available())
     if use_containerd and not containerd_available():
@@ -42,19 +43,24 @@ def run_demo(store: StoreChoice, *, as_json: bool, keep: bool) -> int:
     console = Console(stderr=True)
     with interruptible():
         try:
-            console.print("Starting a registry and four hosts ...")
-            with set_stage(use_containerd=use_containerd) as stage:
+            started_at = time.monotonic()
+            _say(console, "Starting a registry and four hosts ...")
+            with set_stage(use_containerd=use_containerd, quick=quick) as stage:
                 story = Story("containerd" if use_containerd else "oci-layout", stage.image_bytes)
                 size, rate = decimal(stage.image_bytes), decimal(LINK_BYTES_PER_SECOND)
-                console.print(f"The image is {IMAGE}, {size}; every link is held to {rate}/s", highlight=False)
+                _say(console, f"The image is {IMAGE}, {size}; every link is held to {rate}/s")
                 with screen(story, console) as show:
                     Play(stage, story, show).all_acts()
-                for line in story.summary():
-                    console.print(line, soft_wrap=True, highlight=False)
+                story.total_seconds = time.monotonic() - started_at
+                _say(console, f"All five acts took {story.total_seconds:.0f} s.", *story.summary())
                 if as_json:
                     print(json.dumps(story.document()), flush=True)
                 if keep:
-                    _keep(stage, console)
+                    stage.start_upstream()
+                    stage.wait_ready()
+                    _say(console, *how_to_use(stage))
+                    while not interrupted():
+                        time.sleep(LOOK_SECONDS)
         except (Interrupted, StartupFailed, OSError) as error:
             return _cut_short(error)
     return EXIT_FAILED if story.failed else 0
@@ -171,26 +177,10 @@ def _bytes_read(host: Host) -> int:
     return int(dict(line.split(": ") for line in text.splitlines()).get("rchar", 0))
 
 
-def _keep(stage: Stage, console: Console) -> None:
-    """Leave everything running until the user ends it, with upstream again, and say how to use it."""
-    stage.start_upstream()
-    host, (registry, _, name) = stage.hosts[0], IMAGE.partition("/")
-    tags = host.tag_url.removeprefix("http://")
-    lines = [
-        "The cluster runs on. Ctrl-C ends it and removes everything.",
-        f"stafett   stafett nodes --tracker {stage.cluster.tracker_target}",
-        f"          stafett explain {IMAGE} --from {host.name} --tracker {stage.cluster.tracker_target}",
-        f"          stafett pull {IMAGE} --via {host.gateway_url} --via {stage.upstream_url} --to DIRECTORY",
-        f"skopeo    skopeo copy --src-tls-verify=false docker://{tags}/{name} dir:DIRECTORY",
-        f"browser   {host.gateway_url}/metrics and {host.gateway_url}/readyz",
-        f"your own containerd, as root: stafett configure --registry {registry} "
-        f"--upstream {registry}={stage.upstream_url} --gateway {host.gateway_url} --tags {host.tag_url}",
-    ]
-    stores = [(host.name, host.containerd.socket) for host in stage.hosts if host.containerd]
-    for line in lines + [f"{name}    ctr --address {socket} images ls" for name, socket in stores]:
+def _say(console: Console, *lines: str) -> None:
+    """Print lines as they are, to be copied from a terminal of any width."""
+    for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    while not interrupted():
-        time.sleep(LOOK_SECONDS)
 
 
 def _cut_short(error: Exception) -> int:

@@ -13,6 +13,7 @@ from stafett.cli.demo.stage import IMAGE, Stage
 from stafett.cli.local_cluster.cluster import Host
 from stafett.common.blob_files import blob_path
 from stafett.common.digest import Digest
+from stafett.common.oci_layout import SIZE_NOTE
 
 PULL_SECONDS = 120.0
 CONTAINERD_NOTES = ("ref", "startedat", "updatedat", "total")
@@ -116,7 +117,7 @@ class GapWatch:
         total = 0
         for folder, _, names in os.walk(self.ingest):
             for name in names:
-                if name not in CONTAINERD_NOTES:
+                if name not in CONTAINERD_NOTES and not name.endswith(SIZE_NOTE):
                     total += self._look_at(Path(folder, name), now)
         return total
 

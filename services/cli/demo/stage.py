@@ -32,6 +32,7 @@ LINK_BYTES_PER_SECOND = 20_000_000
 REGISTRY = "registry.demo"
 IMAGE = f"{REGISTRY}/shop/frontend:1.0"
 LAYERS = (24 * MIB, 18 * MIB, 12 * MIB, 8 * MIB, 4 * MIB, 2 * MIB)
+QUICK_LAYERS = tuple(size // 3 for size in LAYERS)
 OTHER_PLATFORM_LAYERS = (2 * MIB, 1 * MIB)
 HOSTS = (("host-1", "zone-a"), ("host-2", "zone-b"), ("host-3", "zone-a"), ("host-4", "zone-b"))
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -43,12 +44,14 @@ class Stage:
 
     cluster: LocalCluster
     use_containerd: bool
+    quick: bool = False
+    """With an image of a third of the size."""
     platform: str = field(default_factory=own_platform)
     upstream_port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
         other = "linux/arm64" if self.platform != "linux/arm64" else "linux/amd64"
-        layers = {self.platform: LAYERS, other: OTHER_PLATFORM_LAYERS}
+        layers = {self.platform: QUICK_LAYERS if self.quick else LAYERS, other: OTHER_PLATFORM_LAYERS}
         self.image: MadeImage = make_image(self._layout, IMAGE, layers)
         self._upstream: Process | None = None
 
@@ -166,10 +169,10 @@ class Stage:
 
 
 @contextmanager
-def set_stage(*, use_containerd: bool) -> Iterator[Stage]:
+def set_stage(*, use_containerd: bool, quick: bool) -> Iterator[Stage]:
     """Make registry and hosts, without Stafett, and take everything away again."""
     with LocalCluster() as cluster:
-        stage = Stage(cluster, use_containerd)
+        stage = Stage(cluster, use_containerd, quick)
         stage.start_upstream()
         stage.add_hosts()
         yield stage

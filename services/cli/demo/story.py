@@ -44,6 +44,8 @@ class Story:
     killed: str = ""
     upstream_bytes: int = 0
     """Served by the registry since Stafett is there."""
+    total_seconds: float = 0.0
+    """Of all acts, and of starting everything."""
 
     @property
     def relayed(self) -> list[HostPull]:
@@ -91,6 +93,7 @@ class Story:
             "together_seconds": round(self.acts[1].seconds, 2),
             "longest_gap_seconds": round(self.gap_seconds, 2),
             "digests_verified": self.digests_verified,
+            "total_seconds": round(self.total_seconds, 2),
         }
 
     def summary(self) -> list[str]:

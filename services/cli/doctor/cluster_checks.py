@@ -18,6 +18,7 @@ from stafett.common.cluster import Address, Node, NodeState
 from stafett.common.digest import Digest
 from stafett.common.errors import StafettError
 from stafett.common.grpc_transport import TlsFiles, peer_channel, tracker_channel
+from stafett.common.tls_refusal import in_words
 from stafett.common.topology import tier_between
 
 CALL_SECONDS = 3.0
@@ -94,7 +95,7 @@ async def _refusal(address: Address, tls: TlsFiles | None) -> str:
         request = node_pb2.StatRequest(digest=str(_NOBODY_HAS))
         await node_pb2_grpc.BlobServiceStub(channel).Stat(request, timeout=CALL_SECONDS)
     except grpc.aio.AioRpcError as error:
-        return "" if error.code() is grpc.StatusCode.NOT_FOUND else error.code().name
+        return "" if error.code() is grpc.StatusCode.NOT_FOUND else in_words(error, tls)
     finally:
         await channel.close()
     return ""

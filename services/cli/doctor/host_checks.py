@@ -14,6 +14,7 @@ from stafett.common.blob_files import blob_path
 from stafett.common.digest import Digest
 from stafett.common.errors import StafettError, StartupFailed
 from stafett.common.reference import Reference
+from stafett.common.tls_files import kept
 
 _BLOBS_LOOKED_AT = 200
 
@@ -50,14 +51,12 @@ def check_mirror_files(setup: Setup) -> Iterator[Verdict]:
 
 
 def check_certificates(setup: Setup) -> Iterator[Verdict]:
-    """Can the certificates be read with which the trackers and the peers are asked?"""
-    files = [tls for tls in (setup.node.tls, setup.gateway.tls) if tls]
-    for path in dict.fromkeys(path for tls in files for path in (tls.certificate, tls.key, tls.authority)):
+    """Are the certificates of use with which the trackers and the peers are asked?"""
+    for tls in dict.fromkeys(tls for tls in (setup.node.tls, setup.gateway.tls) if tls):
         try:
-            path.read_bytes()
-        except OSError as error:
-            remedy = "run this as root, or correct STAFETT_NODE_TLS_* and STAFETT_GATEWAY_TLS_*"
-            yield fail("tls", f"{path} cannot be read: {error.strerror}", remedy)
+            kept(tls)
+        except StartupFailed as error:
+            yield fail("tls", str(error), "run this as root, or correct STAFETT_NODE_TLS_* and STAFETT_GATEWAY_TLS_*")
 
 
 def check_content_root(setup: Setup, store: Store) -> Iterator[Verdict]:

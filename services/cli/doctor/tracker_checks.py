@@ -17,6 +17,7 @@ from stafett.cli.doctor.verdict import Verdict, fail, ok, warn
 from stafett.common import wire
 from stafett.common.cluster import Address, Node
 from stafett.common.grpc_transport import TlsFiles, peer_channel, tracker_channel
+from stafett.common.tls_refusal import in_words
 
 SKEW_SECONDS = 2.0
 """A clock that is further off makes times in listings and traces useless. Leases do not depend on clocks."""
@@ -40,14 +41,14 @@ async def check_trackers(setup: Setup) -> tuple[list[Verdict], Sequence[Node] | 
     told = {"STAFETT_NODE_TRACKER": setup.node.tracker, "STAFETT_GATEWAY_TRACKER": setup.gateway.tracker}
     for target in dict.fromkeys(told.values()):
         named = " and ".join(name for name, value in told.items() if value == target)
-        answer = await _ask(target, tracker_channel(target, setup.gateway.tls))
+        answer = await _ask(target, tracker_channel(target, setup.gateway.tls), setup.gateway.tls)
         if isinstance(answer, str):
             remedy = f"start a tracker, or correct {named}; a firewall may block its port"
             verdicts.append(fail("tracker", f"no tracker answers at {target}: {answer}", remedy))
             continue
         verdicts.append(ok("tracker", f"{target} answers"))
         replicas = await _replicas(target, setup.gateway.tls)
-        asked = await asyncio.gather(*(_ask(name, channel) for name, channel in replicas.items()))
+        asked = await asyncio.gather(*(_ask(name, channel, setup.gateway.tls) for name, channel in replicas.items()))
         found = [each for each in asked if isinstance(each, Answer)]
         for name, said in zip(replicas, asked, strict=True):
             if isinstance(said, str) and found:
@@ -77,14 +78,14 @@ def judge(answers: Sequence[Answer]) -> list[Verdict]:
     return verdicts
 
 
-async def _ask(replica: str, channel: grpc.aio.Channel) -> Answer | str:
+async def _ask(replica: str, channel: grpc.aio.Channel, tls: TlsFiles | None) -> Answer | str:
     """Ask for the nodes, and close the channel; return why there is no answer if there is none."""
     stub: tracker_pb2_grpc.TrackerServiceAsyncStub = tracker_pb2_grpc.TrackerServiceStub(channel)
     asked_at = time.time()
     try:
         answer = await stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=CALL_SECONDS)
     except grpc.aio.AioRpcError as error:
-        return error.code().name
+        return in_words(error, tls)
     finally:
         await channel.close()
     skew = answer.now_unix_ms / 1000 - (asked_at + time.time()) / 2 if answer.now_unix_ms else None

@@ -14,6 +14,7 @@ from types import TracebackType
 from stafett.cli.local_cluster.containerd import Containerd
 from stafett.cli.local_cluster.parts import is_serving, start_redis, start_service
 from stafett.cli.local_cluster.processes import HERE, LOOPBACK, Place, Process, Processes, free_port, wait_until
+from stafett.common.errors import StartupFailed
 from stafett.common.oci_layout import ensure_layout
 
 
@@ -88,12 +89,11 @@ class LocalCluster:
         port = port or free_port()
         name = f"tracker-{port}"
         own = {"listen_host": self.address, "listen_port": port, "redis_url": f"redis://127.0.0.1:{self.redis_port}/0"}
-        process = start_service(
-            self.processes, "tracker", name, {**own, **(settings or {})}, port=port, place=Place(self.address)
-        )
+        merged = {**own, **(settings or {})}
+        process = start_service(self.processes, "tracker", name, merged, port=port, place=Place(self.address))
         tracker = Tracker(name, port, process)
         self.trackers = [old for old in self.trackers if old.port != port] + [tracker]
-        wait_until(lambda: is_serving(port, address=self.address), f"{name} serving")
+        self._wait_serving(process, port, self.address)
         return tracker
 
     def add_host(
@@ -136,7 +136,7 @@ class LocalCluster:
         host.node = start_service(
             self.processes, "node", f"node-{host.name}", merged, port=host.node_port, place=host.place
         )
-        wait_until(lambda: is_serving(host.node_port, address=host.place.address), f"node of {host.name} serving")
+        self._wait_serving(host.node, host.node_port, host.place.address)
         return host.node
 
     def start_gateway(
@@ -167,6 +167,13 @@ class LocalCluster:
             environment=environment,
         )
         return host.gateway
+
+    @staticmethod
+    def _wait_serving(process: Process, port: int, address: str) -> None:
+        """Raises StartupFailed: if it ends before, as when somebody else has its port."""
+        wait_until(lambda: not process.alive or is_serving(port, address=address), f"{process.name} serving")
+        if not process.alive:
+            raise StartupFailed(f"{process.name} has ended: {process.log_tail(1)}")
 
     def __enter__(self) -> LocalCluster:
         self._sweeper = subprocess.Popen(

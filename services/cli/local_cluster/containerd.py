@@ -13,6 +13,7 @@ from stafett.cli.configure.hosts_toml import Gateway, Registry
 from stafett.cli.configure.mirror_files import changes_for
 from stafett.cli.local_cluster.parts import run
 from stafett.cli.local_cluster.processes import HERE, Place, Process, Processes
+from stafett.common.errors import StartupFailed
 
 _CONFIG = """\
 version = 2
@@ -37,6 +38,8 @@ _NOT_NEEDED = (
     "io.containerd.internal.v1.tracing",
 )
 _CRI = "io.containerd.grpc.v1.cri"
+SOCKET_PATH_MAX = 106
+"""Characters, by containerd's own check."""
 
 
 def containerd_available() -> bool:
@@ -67,7 +70,13 @@ class Containerd:
         return self.directory / "certs.d"
 
     def start(self, processes: Processes, name: str) -> Process:
-        """Start it (again) and wait until it answers."""
+        """Start it (again) and wait until it answers.
+
+        Raises:
+            StartupFailed: if it does not start, or its directory's path is too long for a socket.
+        """
+        if len(f"{self.socket}.ttrpc") > SOCKET_PATH_MAX:
+            raise StartupFailed(f"{self.directory} is too long a path for a socket: set TMPDIR to a shorter one")
         self.hosts_dir.mkdir(parents=True, exist_ok=True)
         disabled = ", ".join(f'"{plugin}"' for plugin in (*_NOT_NEEDED, *(() if self.cri else (_CRI,))))
         config = self.directory / "config.toml"

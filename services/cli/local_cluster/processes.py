@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,16 +16,24 @@ from pathlib import Path
 from stafett.cli.local_cluster.interruption import obey_interruption
 from stafett.common.errors import StartupFailed
 
-READY_SECONDS = 30.0
+READY_SECONDS = 60.0
+"""A machine that is busy otherwise takes long to start a dozen processes."""
 STOP_SECONDS = 10.0
 LOOPBACK = "127.0.0.1"
+PORTS = range(20_000, 30_000)
+"""Below those that Linux gives to outgoing connections: of many, one would take a port before its service does."""
 
 
 def free_port(host: str = LOOPBACK) -> int:
-    """Find a TCP port that nobody listens on now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """Find a TCP port that nobody listens on now, and that no outgoing connection is given."""
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe,
+        ):
+            probe.bind((host, port))
+            return port
 
 
 def accepts_connections(port: int, host: str = LOOPBACK) -> bool:
@@ -83,8 +92,16 @@ class Process:
 
     def stop(self, timeout_seconds: float = STOP_SECONDS) -> int:
         """End it: SIGCONT and SIGTERM, SIGKILL when it does not go in time. Returns the exit code."""
+        self.ask_to_end()
+        return self.wait(timeout_seconds)
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM, which a frozen process gets, too."""
         self.signal(signal.SIGTERM)
         self.signal(signal.SIGCONT)
+
+    def wait(self, timeout_seconds: float = STOP_SECONDS) -> int:
+        """Wait for its end, and kill it when it does not come in time. Returns the exit code."""
         try:
             return self.popen.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
@@ -102,7 +119,7 @@ class Process:
 
 @dataclass
 class Processes:
-    """All children of one run. A context manager: leaving it ends them, newest first."""
+    """All children of one run. A context manager: leaving it ends them, newest first, none waiting for another."""
 
     log_dir: Path
     children: list[Process] = field(default_factory=list)
@@ -115,7 +132,7 @@ class Processes:
         environment: Mapping[str, str] | None = None,
         ready: Callable[[], bool] | None = None,
     ) -> Process:
-        """Start a child in a session of its own and wait until `ready` says yes (at most 30 s).
+        """Start a child in a session of its own and wait until `ready` says yes (at most a minute).
 
         `environment` is added to ours, from which STAFETT_* and proxy variables are removed.
 
@@ -143,10 +160,10 @@ class Processes:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for process in self.children:
-            process.signal(signal.SIGCONT)
         for process in reversed(self.children):
-            process.stop()
+            process.ask_to_end()
+        for process in reversed(self.children):
+            process.wait()
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_seconds: float = READY_SECONDS) -> None:

@@ -1,4 +1,4 @@
-"""A demo that is stopped leaves no process and no directory, however and whenever it is stopped."""
+"""A demo that is stopped leaves no process, mount, namespace or file, however and whenever it is stopped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from stafett.cli.local_cluster.cluster import LocalCluster
 from stafett.cli.local_cluster.interruption import Interrupted, interruptible
 from stafett.cli.local_cluster.processes import Processes, wait_until
 
-DEMO = (sys.executable, "-m", "stafett", "demo", "--store", "oci-layout")
+DEMO = (sys.executable, "-m", "stafett", "demo", "--quick", "--store")
 SLEEP = ("sleep", "600")
 EXIT_INTERRUPTED = 130
 
@@ -55,88 +56,149 @@ def descendants(pid: int) -> list[int]:
     return children + [grandchild for child in children for grandchild in descendants(child)]
 
 
-def is_laid_out(demo: Path) -> bool:
-    return bool(list(demo.glob("stafett-*/upstream")))
+@dataclass
+class Demo:
+    """A running demo: where it keeps its files, and what it has said."""
+
+    process: subprocess.Popen[bytes]
+    directory: Path
+    log: Path
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def pulls(self, act: str) -> bool:
+        """Tell whether it is in that act, and a host is in the middle of its pull."""
+        return (not act or f"{act} " in self.said) and any(
+            path.is_file() and path.stat().st_size > 100
+            for path in self.directory.glob("stafett-*/host-*/**/ingest/**/*")
+        )
+
+    def reaches(self, moment: Moment) -> list[int]:
+        """Wait for a moment; return what runs then."""
+        wait_until(lambda: moment(self) or self.process.poll() is not None, moment.__name__, 90)
+        assert self.process.poll() is None, self.said
+        return descendants(self.process.pid)
+
+    def is_stopped(self, children: list[int]) -> None:
+        """Wait for its end, and see that nothing is left."""
+        assert self.process.wait(60) == EXIT_INTERRUPTED
+        assert "Traceback" not in self.said
+        assert alive(children) == []
+        assert writers(self.directory) == []
+        assert str(self.directory) not in Path("/proc/self/mounts").read_text()
+        assert list(self.directory.iterdir()) == []
 
 
-def is_starting(demo: Path) -> bool:
-    return bool(list(demo.glob("stafett-*/logs/gateway-*")))
+Moment = Callable[[Demo], bool]
 
 
-def is_pulling(demo: Path) -> bool:
-    """The hosts are in the middle of their first pull, without Stafett."""
-    return any(path.is_file() and path.stat().st_size for path in demo.glob("stafett-*/host-2/layout/ingest/**/*"))
+def is_laid_out(demo: Demo) -> bool:
+    return bool(list(demo.directory.glob("stafett-*/upstream")))
 
 
-def is_relaying(demo: Path) -> bool:
-    """They are in the middle of the second one, with it."""
-    return is_starting(demo) and is_pulling(demo)
+def is_starting(demo: Demo) -> bool:
+    return bool(list(demo.directory.glob("stafett-*/logs/gateway-*")))
+
+
+def has_ingests(demo: Demo) -> bool:
+    return demo.pulls("")
+
+
+def pulls_without_stafett(demo: Demo) -> bool:
+    return demo.pulls("①")
+
+
+def relays(demo: Demo) -> bool:
+    return is_starting(demo) and demo.pulls("②")
+
+
+def has_a_frozen_node(demo: Demo) -> bool:
+    return "is frozen in mid-layer" in demo.said
+
+
+def pulls_without_upstream(demo: Demo) -> bool:
+    return demo.pulls("④")
+
+
+def pulls_after_the_flush(demo: Demo) -> bool:
+    return demo.pulls("⑤")
 
 
 @contextlib.contextmanager
-def running_demo(directory: Path, **options: object) -> Iterator[subprocess.Popen[bytes]]:
+def running_demo(directory: Path, store: str, **options: object) -> Iterator[Demo]:
     """A demo that inherits SIGINT as ignored, as the background job of a script does, and SIGHUP as nohup does not."""
-    environment: Mapping[str, str] = {**os.environ, "TMPDIR": str(directory)}
-    quiet: dict[str, object] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    temporary, log = directory / store, directory / f"{store}.log"
+    temporary.mkdir()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
-        demo = subprocess.Popen(DEMO, env=environment, **{**quiet, **options})  # type: ignore[call-overload]
+        with log.open("wb") as said:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": said}
+            environment = {**os.environ, "TMPDIR": str(temporary)}
+            command = [*DEMO, store]
+            process = subprocess.Popen(command, env=environment, **{**streams, **options})  # type: ignore[call-overload]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     try:
-        yield demo
+        yield Demo(process, temporary, log)
     finally:
-        demo.kill()
-        demo.wait()
-        end_writers(directory)
-
-
-def reaches(demo: subprocess.Popen[bytes], moment: Callable[[Path], bool], directory: Path) -> list[int]:
-    """Wait for a moment of the demo; return what runs then."""
-    wait_until(lambda: moment(directory) or demo.poll() is not None, moment.__name__, 60)
-    assert demo.poll() is None
-    return descendants(demo.pid)
+        process.kill()
+        process.wait()
+        end_writers(temporary)
 
 
 def alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+def namespaces(pid: int | str) -> set[str]:
+    with contextlib.suppress(OSError):  # it may have ended
+        return {str(link.readlink()) for link in Path(f"/proc/{pid}/ns").iterdir()}
+    return set()
+
+
+REAL = (pytest.mark.needs_root, pytest.mark.needs_program("containerd"))
+
+
 @pytest.mark.parametrize(
-    ("number", "moment"),
+    ("store", "number", "moment"),
     [
-        (signal.SIGHUP, is_laid_out),
-        (signal.SIGINT, is_pulling),
-        (signal.SIGTERM, is_starting),
-        (signal.SIGINT, is_relaying),
+        ("oci-layout", signal.SIGHUP, is_laid_out),
+        ("oci-layout", signal.SIGINT, pulls_without_stafett),
+        pytest.param("containerd", signal.SIGINT, pulls_without_stafett, marks=REAL),
+        ("oci-layout", signal.SIGTERM, relays),
+        pytest.param("containerd", signal.SIGINT, relays, marks=REAL),
+        ("oci-layout", signal.SIGINT, has_a_frozen_node),
+        pytest.param("containerd", signal.SIGTERM, has_a_frozen_node, marks=REAL),
+        ("oci-layout", signal.SIGINT, pulls_without_upstream),
+        pytest.param("containerd", signal.SIGINT, pulls_after_the_flush, marks=REAL),
     ],
 )
-def test_a_stopped_demo_leaves_nothing(tmp_path: Path, number: signal.Signals, moment: Callable[[Path], bool]) -> None:
+def test_a_stopped_demo_leaves_nothing(short_path: Path, store: str, number: signal.Signals, moment: Moment) -> None:
     """Also when the user is impatient and says it twice."""
-    with running_demo(tmp_path) as demo:
-        children = reaches(demo, moment, tmp_path)
-        demo.send_signal(number)
+    with running_demo(short_path, store) as demo:
+        children = demo.reaches(moment)
+        assert set().union(*map(namespaces, children)) <= namespaces("self"), "none is made, so none can be left"
+        demo.process.send_signal(number)
         time.sleep(0.1)
-        demo.send_signal(number)
-        assert demo.wait(60) == EXIT_INTERRUPTED
-        assert alive(children) == []
-        assert writers(tmp_path) == []
-        assert list(tmp_path.iterdir()) == []
+        demo.process.send_signal(number)
+        demo.is_stopped(children)
 
 
-def test_a_killed_demo_leaves_nothing(tmp_path: Path) -> None:
-    with running_demo(tmp_path) as demo:
-        children = reaches(demo, is_starting, tmp_path)
-        demo.kill()
+def test_a_killed_demo_leaves_nothing(short_path: Path) -> None:
+    with running_demo(short_path, "oci-layout") as demo:
+        children = demo.reaches(is_starting)
+        demo.process.kill()
         wait_until(lambda: not alive(children), "the end of all processes")
-        assert writers(tmp_path) == []
-        assert list(tmp_path.iterdir()) == []
+        assert writers(demo.directory) == []
+        assert list(demo.directory.iterdir()) == []
 
 
-def test_a_demo_whose_terminal_is_closed_leaves_nothing(tmp_path: Path) -> None:
+def test_a_demo_whose_terminal_is_closed_leaves_nothing(short_path: Path) -> None:
     screen, terminal = pty.openpty()
     drain = threading.Thread(target=_read_until_stopped, args=(screen, stop := threading.Event()))
 
@@ -144,18 +206,16 @@ def test_a_demo_whose_terminal_is_closed_leaves_nothing(tmp_path: Path) -> None:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
-    with running_demo(tmp_path, start_new_session=True, preexec_fn=own_terminal, **streams) as demo:
+    with running_demo(short_path, "oci-layout", start_new_session=True, preexec_fn=own_terminal, **streams) as demo:
         os.close(terminal)
         drain.start()
         try:
-            children = reaches(demo, is_pulling, tmp_path)
+            children = demo.reaches(has_ingests)
         finally:
             stop.set()
             drain.join()
             os.close(screen)
-        assert demo.wait(60) == EXIT_INTERRUPTED
-        assert alive(children) == []
-        assert list(tmp_path.iterdir()) == []
+        demo.is_stopped(children)
 
 
 def _read_until_stopped(screen: int, stop: threading.Event) -> None:
@@ -191,12 +251,12 @@ def test_a_signal_does_not_cut_the_cleaning_up_short(tmp_path: Path) -> None:
     with interruptible(), LocalCluster(directory) as cluster:
         cluster.processes.start("first", SLEEP)
         second = cluster.processes.start("second", SLEEP)
-        stop_second = second.stop
+        wait_for_second = second.wait
 
-        def stop(timeout_seconds: float = 10.0) -> int:
+        def wait(timeout_seconds: float = 10.0) -> int:
             os.kill(os.getpid(), signal.SIGHUP)
-            return stop_second(timeout_seconds)
+            return wait_for_second(timeout_seconds)
 
-        second.stop = stop  # type: ignore[method-assign]
+        second.wait = wait  # type: ignore[method-assign]
     assert end_writers(directory) == []
     assert not directory.exists()

@@ -78,7 +78,10 @@ class Peer:
     async def VerifyBlob(  # noqa: N802
         self, request: node_pb2.VerifyBlobRequest, context: object
     ) -> node_pb2.VerifyBlobResponse:
-        return node_pb2.VerifyBlobResponse(intact=True)
+        digest = Digest.parse(request.digest)
+        if digest not in self.blobs:
+            raise BlobUnknown(digest)
+        return node_pb2.VerifyBlobResponse(intact=Digest.of(self.blobs[digest]) == digest)
 
     async def Read(self, request: node_pb2.ReadRequest, context: object) -> AsyncGenerator[Frame, None]:  # noqa: N802
         content = self.blobs.get(Digest.parse(request.digest))
@@ -159,11 +162,11 @@ async def gateway_bed(
     tracker = ScriptedTracker(peers)  # type: ignore[abstract] # the other methods are not called
     async with AsyncExitStack() as stack:
         for peer in (own, *peers):
-            peer.port = await _start(stack, lambda server, peer=peer: add_blob_service(server, peer))  # type: ignore[misc]
+            peer.port = await start_server(stack, lambda server, peer=peer: add_blob_service(server, peer))  # type: ignore[misc]
         tracker_port = free_port()
         if with_tracker:
             add = tracker_pb2_grpc.add_TrackerServiceServicer_to_server
-            tracker_port = await _start(stack, lambda server: add(tracker, server))
+            tracker_port = await start_server(stack, lambda server: add(tracker, server))
         port, tag_port, upstream_port = free_port(), free_port(), free_port()
         own_settings: dict[str, object] = {
             "node_id": "me",
@@ -183,7 +186,7 @@ async def gateway_bed(
         )
 
 
-async def _start(stack: AsyncExitStack, add: Callable[[grpc.aio.Server], None]) -> int:
+async def start_server(stack: AsyncExitStack, add: Callable[[grpc.aio.Server], None]) -> int:
     server, health = new_server()
     add(server)
     port = bind(server, Address("127.0.0.1", 0), None)

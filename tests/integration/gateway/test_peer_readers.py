@@ -22,6 +22,7 @@ from tests.unit.gateway.cluster import CHUNK, FakePeers, Script, content_of
 
 CONTENT = content_of(5 * CHUNK + 1)
 D = Digest.of(CONTENT)
+LIE = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
 REFUSALS: tuple[StafettError, ...] = (
     BlobUnknown(D),
     Overloaded("streams", 1),
@@ -33,11 +34,12 @@ REFUSALS: tuple[StafettError, ...] = (
 
 @dataclass
 class Subject:
-    """A reader, and nodes: one that has the blob, one that breaks after a chunk, and some that refuse."""
+    """A reader, and nodes: one has the blob, one breaks after a chunk, one has a wrong copy, and some refuse."""
 
     reader: PeerReader
     good: Node
     broken: Node
+    lying: Node
     refusing: Mapping[type[StafettError], Node]
     open_reads: Callable[[], int]
 
@@ -52,29 +54,31 @@ async def scripted() -> AsyncIterator[Subject]:
         {
             "good": Script(CONTENT),
             "broken": Script(CONTENT, breaks_at=CHUNK),
+            "lying": Script(LIE),
             **{type(error).__name__: Script(CONTENT, breaks_at=0, error=partial(_given, error)) for error in REFUSALS},
         }
     )
-    good, broken = (Node(name, 1, Address(name, 1)) for name in ("good", "broken"))
+    good, broken, lying = (Node(name, 1, Address(name, 1)) for name in ("good", "broken", "lying"))
     refusing = {type(error): Node(type(error).__name__, 1, Address("refusing", 1)) for error in REFUSALS}
-    yield Subject(peers, good, broken, refusing, lambda: peers.open_now)
+    yield Subject(peers, good, broken, lying, refusing, lambda: peers.open_now)
 
 
 @asynccontextmanager
 async def over_grpc() -> AsyncIterator[Subject]:
     good, broken = Peer("good", {D: CONTENT}), Peer("broken", {D: CONTENT}, broken_after(CHUNK))
+    lying = Peer("lying", {D: LIE})
     refusing = [Peer(type(error).__name__, {D: CONTENT}, broken_after(0, error)) for error in REFUSALS]
     servers, nodes = [], []
-    for peer in (good, broken, *refusing):
+    for peer in (good, broken, lying, *refusing):
         server, _ = new_server()
         add_blob_service(server, peer)
         nodes.append(Node(peer.name, 1, Address("127.0.0.1", bind(server, Address("127.0.0.1", 0), None))))
         await server.start()
         servers.append(server)
     reader = GrpcPeers(None, channels_max=1)
-    refusers = {type(error): node for error, node in zip(REFUSALS, nodes[2:], strict=True)}
+    refusers = {type(error): node for error, node in zip(REFUSALS, nodes[3:], strict=True)}
     try:
-        yield Subject(reader, nodes[0], nodes[1], refusers, lambda: good.open_reads + broken.open_reads)
+        yield Subject(reader, nodes[0], nodes[1], nodes[2], refusers, lambda: good.open_reads + broken.open_reads)
     finally:
         await reader.close()
         for server in servers:
@@ -145,8 +149,17 @@ async def test_a_stream_goes_on_while_others_come_and_go_beyond_the_number_of_co
         assert bytes(received) == CONTENT
 
 
+@both
+async def test_a_node_that_reads_its_copy_again_tells_whether_it_is_right(made: Made) -> None:
+    async with made() as subject:
+        assert await subject.reader.verify(subject.good, D)
+        assert not await subject.reader.verify(subject.lying, D)
+
+
 async def test_a_node_that_refuses_connections_is_unavailable() -> None:
-    reader = GrpcPeers(None)
+    reader, away = GrpcPeers(None), Node("n", 1, Address("127.0.0.1", 1))
     with pytest.raises(Unavailable):
-        await data_of(reader.read(Node("n", 1, Address("127.0.0.1", 1)), D, 0, 1))
+        await data_of(reader.read(away, D, 0, 1))
+    with pytest.raises(Unavailable):
+        await reader.verify(away, D)
     await reader.close()

@@ -24,6 +24,7 @@ from stafett.common.oci_layout import BlobWriter
 from stafett.node.admission import StreamSlots, Throttle
 from stafett.node.health import Tally
 from stafett.node.indexer import Indexer
+from stafett.node.ports import BlobReader
 from stafett.node.servicer import BlobServicer
 from stafett.node.spoilt import IDLE_LOOKS, LOOK_SECONDS, SpoiltIngests
 from stafett.node.unfinished import Unfinished
@@ -211,6 +212,56 @@ async def test_stat_tells_the_size_or_that_there_is_nothing(peer: Peer) -> None:
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_a_blob_is_read_again_once_for_all_who_ask_and_a_wrong_one_is_withdrawn(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Digest] = []
+    open_blob = peer.host.store.open
+
+    async def counting(digest: Digest) -> BlobReader:
+        opened.append(digest)
+        return await open_blob(digest)
+
+    monkeypatch.setattr(peer.host.store, "open", counting)
+    stub = node_pb2_grpc.BlobServiceStub(peer.channel)
+    request = node_pb2.VerifyBlobRequest(digest=str(peer.digest))
+
+    async def verdicts() -> set[bool]:
+        return {answer.intact for answer in await asyncio.gather(*(stub.VerifyBlob(request) for _ in range(5)))}
+
+    assert await verdicts() == {True}
+    assert opened == [peer.digest]
+    assert peer.digest in peer.held.digests
+    path = blob_path(peer.host.root, peer.digest)
+    path.chmod(0o644)
+    path.write_bytes(bytes(len(peer.content)))
+    assert await verdicts() == {False}
+    assert opened == [peer.digest] * 2
+    assert peer.digest not in peer.held.digests
+    code, _ = await peer.refusal(peer.digest)
+    assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_copy_that_cannot_be_read_again_has_no_verdict_and_is_a_disk_error(peer: Peer) -> None:
+    path = blob_path(peer.host.root, peer.digest)
+    path.unlink()
+    path.mkdir()
+    stub = node_pb2_grpc.BlobServiceStub(peer.channel)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.VerifyBlob(node_pb2.VerifyBlobRequest(digest=str(peer.digest)))
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert peer.tally.disk_errors == 1
+
+
+async def test_a_disk_that_gives_input_output_errors_is_a_failure_and_counted(peer: Peer) -> None:
+    path = blob_path(peer.host.root, peer.digest)
+    path.unlink()
+    path.symlink_to(f"/proc/{os.getpid()}/mem")  # what is at address 0 cannot be read: EIO, from the kernel
+    code, _ = await peer.refusal(peer.digest)
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert peer.tally.disk_errors == 1
+
+
 async def test_too_many_or_malformed_expectations_are_refused(peer: Peer) -> None:
     stub = node_pb2_grpc.BlobServiceStub(peer.channel)
     for digests in ([str(peer.digest)] * 1001, ["sha256:x"]):
@@ -334,3 +385,15 @@ async def test_a_gateway_can_wait_for_a_download_to_grow(peer: Peer) -> None:
     await asyncio.sleep(0.1)
     writer.commit()
     assert (await ending).info.complete
+
+
+async def test_what_was_removed_and_is_received_again_is_not_taken_for_complete(peer: Peer) -> None:
+    """A gateway that believed it would wait for bytes that are only to come through itself."""
+    await peer.host.lose(peer.digest)
+    writer = BlobWriter(peer.host.root, peer.digest, len(peer.content))
+    stub = node_pb2_grpc.BlobServiceStub(peer.channel)
+    answer = await stub.Stat(node_pb2.StatRequest(digest=str(peer.digest), unfinished=True), timeout=10)
+    assert not answer.info.complete
+    assert (answer.info.size_bytes, answer.info.available_bytes, answer.open_ingests) == (len(peer.content), 0, 1)
+    await becomes(lambda: peer.digest not in peer.held.digests)
+    writer.close()

@@ -237,3 +237,26 @@ async def test_after_a_restart_of_containerd_the_inventory_is_true_again(
         await host.receive("registry.test/lib/app:2", 100, seed=2)
         await becomes(lambda: told.holds("registry.test/lib/app:2") and indexer.store_available)
         await becomes(lambda: told.holds(NAME))
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_program("containerd")
+@pytest.mark.parametrize("mounted", [True, False])
+async def test_a_wrong_copy_is_not_announced_again_by_the_next_process_until_it_was_removed_and_pulled_anew(
+    containerd: Containerd, tmp_path: Path, disk: ThreadPoolExecutor, mounted: bool
+) -> None:
+    host = ContainerdHost(containerd, tmp_path, disk, mounted=mounted)
+    layer = (await host.receive(NAME, 5_000)).blobs[PLATFORM][1].digest
+    async with indexing(host.store) as (indexer, told):
+        await becomes(lambda: told.holds(NAME))
+        await indexer.condemn(layer)
+        assert layer not in told.blobs
+    restarted = ContainerdHost(containerd, tmp_path, disk, mounted=mounted)
+    async with indexing(restarted.store) as (indexer, told):
+        await becomes(lambda: NAME in told.images)
+        assert layer not in told.blobs
+        assert await indexer.look_up(layer) is None
+        assert not told.images[NAME].complete
+        await restarted.lose(layer)
+        await restarted.receive(NAME, 5_000)
+        await becomes(lambda: told.holds(NAME))

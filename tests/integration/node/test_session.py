@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from stafett.cli.local_cluster.processes import free_port
@@ -97,6 +97,23 @@ async def test_heartbeats_tell_the_inventory_once_all_is_said() -> None:
         await becomes(lambda: bool(heard.last.announcements) and bool(heard.last.announcements[-1].withdraws))
         await heartbeats(heard, 3)
         assert not heard.last.heartbeats[-1].HasField("inventory")
+
+
+async def test_an_error_of_our_own_ends_a_session_and_not_the_sessions() -> None:
+    samples: Iterator[HealthSample | Exception] = iter([sample(), ZeroDivisionError("not foreseen")])
+
+    def failing() -> HealthSample:
+        found = next(samples, sample())
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async with scripted() as heard:
+        thread = SessionThread(Session(f"ipv4:127.0.0.1:{heard.port}", None, IDENTITY, failing))
+        thread.start()
+        await becomes(lambda: len(heard.sessions) == 2)
+        await heartbeats(heard, 2)
+        await asyncio.to_thread(thread.stop)
 
 
 async def test_a_tracker_that_asks_for_everything_gets_everything() -> None:
@@ -223,7 +240,7 @@ async def test_nothing_is_lost_while_no_tracker_is_there() -> None:
 async def test_a_session_thread_keeps_a_node_located_in_a_real_cluster(valkey: ValkeyServer) -> None:
     async with tracker(valkey.url, lease_ttl_seconds=60.0) as running:
         await running.ready()
-        thread = SessionThread(f"ipv4:127.0.0.1:{running.port}", None, IDENTITY, sample)
+        thread = SessionThread(Session(f"ipv4:127.0.0.1:{running.port}", None, IDENTITY, sample))
         thread.start()
         thread.publish(sized(A, B), named(NAME))
 

@@ -83,9 +83,10 @@ def test_a_pull_with_a_failover_is_one_tree_below_the_span_of_its_client(
     assert first_read == Tree("stafett-gateway", f"client {READ}", []), "who was killed tells nothing"
     assert second_read == Tree("stafett-gateway", f"client {READ}", [Tree("stafett-node", f"server {READ}", [])])
     assert len(locates) >= 2, "before the first attempt, and when nobody was left"
-    for locate in locates:
-        assert (locate.service, locate.name) == ("stafett-gateway", f"client {LOCATE}")
-        [answered] = locate.below
+    assert {(locate.service, locate.name) for locate in locates} == {("stafett-gateway", f"client {LOCATE}")}
+    told = [answered for locate in locates for answered in locate.below]
+    assert told, "on a busy machine one may be given up before the tracker has begun"
+    for answered in told:
         assert (answered.service, answered.name) == ("stafett-tracker", f"server {LOCATE}")
         assert "client EVALSHA locate" in [exchange.name for exchange in answered.below]
 

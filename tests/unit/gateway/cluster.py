@@ -41,6 +41,9 @@ class Script:
     pause_seconds: float = 0.0
     fails_times: int = 1_000
     """How often `breaks_at` happens."""
+    first_byte_seconds: float = 0.0
+    verifies: Callable[[], bool] | None = None
+    """What the node says of its copy; by default the truth."""
 
 
 @dataclass
@@ -49,6 +52,7 @@ class FakePeers:
 
     scripts: dict[str, Script]
     asked: list[tuple[str, int]] = field(default_factory=list)
+    verified: list[str] = field(default_factory=list)
     open_now: int = 0
 
     async def read(
@@ -60,6 +64,7 @@ class FakePeers:
         try:
             size = len(script.content) if script.states_bytes is None else script.states_bytes
             yield BlobInfo(size, complete=True, available_bytes=size)
+            await asyncio.sleep(script.first_byte_seconds)
             for _ in range(script.waits):
                 await asyncio.sleep(0.02)
                 yield Waiting(20, offset)
@@ -82,6 +87,12 @@ class FakePeers:
                 yield script.extra
         finally:
             self.open_now -= 1
+
+    async def verify(self, node: Node, digest: Digest) -> bool:
+        script = self.scripts[node.id]
+        self.verified.append(node.id)
+        await asyncio.sleep(0)
+        return script.verifies() if script.verifies else Digest.of(script.content) == digest
 
 
 @dataclass

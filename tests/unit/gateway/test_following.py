@@ -12,7 +12,7 @@ import pytest
 
 from stafett.common.cluster import Address, Holder
 from stafett.common.digest import Digest
-from stafett.common.errors import BlobUnknown, CorruptContent
+from stafett.common.errors import BlobUnknown, CorruptContent, Unavailable
 from stafett.common.relaying import Fetch, Left, Phase, Refused, Wait
 from stafett.common.topology import Topology
 from stafett.gateway.byte_range import Span
@@ -38,13 +38,16 @@ OPEN = Receiving(SIZE, 0, 1)
 class FakeOwnHost:
     """A host whose download grows as `states` says."""
 
-    states: list[Receiving | None] = field(default_factory=list)
+    states: list[Receiving | Unavailable | None] = field(default_factory=list)
     ancestors: list[tuple[str, ...]] = field(default_factory=list)
     address: Address = field(default_factory=lambda: Address("me", 1))
 
     async def receiving(self, digest: Digest, beyond_bytes: int = 0, wait_seconds: float = 0.0) -> Receiving | None:
         await asyncio.sleep(0)
-        return self.states.pop(0)
+        state = self.states.pop(0)
+        if isinstance(state, Unavailable):
+            raise state
+        return state
 
     async def note_ancestors(self, digest: Digest, ancestors: Sequence[str]) -> None:
         self.ancestors.append(tuple(ancestors))
@@ -233,3 +236,12 @@ async def test_what_is_waited_for_a_parent_without_bytes_is_counted() -> None:
             await asyncio.wait_for(anext(pieces), 0.3)
         await pieces.aclose()
         assert parts.seats.patience_seconds("reg/app") < PATIENCE_SECONDS - 0.2
+
+
+async def test_a_node_that_is_too_busy_to_answer_once_costs_no_claim() -> None:
+    async with bed({}, [Fetch(7), Fetch(7), Refused("done")]) as parts:
+        parts.own.states = [Unavailable("own node", "busy"), Receiving(SIZE, 500, 1), Receiving(SIZE, SIZE, 0)]
+        parts.tracker.again_after_seconds = 0.0
+        with pytest.raises(BlobUnknown):
+            await parts.pull()
+    assert parts.told[-1] == (Phase.DONE, SIZE)

@@ -6,12 +6,13 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from stafett.common.cluster import Holder
 from stafett.common.digest import Digest
-from stafett.common.errors import BlobUnknown, CorruptContent, Overloaded, Unavailable
+from stafett.common.errors import BlobUnknown, CorruptContent, Draining, Overloaded, Unavailable
 from stafett.common.topology import Topology
 from stafett.gateway.byte_range import Span, resolve_range
 from stafett.gateway.hedging import SAMPLES_MIN
@@ -22,7 +23,7 @@ from stafett.gateway.quarantine import Quarantine
 from stafett.gateway.relay import Relay
 from stafett.gateway.selection import Asking, nearest
 from stafett.gateway.transfer import Transfer
-from tests.unit.gateway.cluster import CHUNK, FakePeers, FakeTracker, Script, content_of, holder
+from tests.unit.gateway.cluster import CHUNK, FakePeers, FakeTracker, Script, content_of, holder, node
 
 CONTENT = content_of(10 * CHUNK + 77)
 SIZE = len(CONTENT)
@@ -46,6 +47,12 @@ async def relay(scripts: dict[str, Script], holders: tuple[Holder, ...] | None =
             Outcomes(FakeTracker()),
             random.Random(1),
         )
+
+
+def counted(relay: Relay, name: str) -> float:
+    """A counter without labels."""
+    lines = relay.metrics.render().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
 def peers_of(relay: Relay) -> FakePeers:
@@ -126,17 +133,30 @@ async def test_a_late_first_byte_is_hedged_once_and_never_at_the_same_holder() -
 
 async def test_without_budget_there_is_no_hedge() -> None:
     async with relay({"n1": Script(CONTENT, waits=15), "n2": Script(CONTENT)}) as spent:
-        while spent.hedging.take():
+        while spent.hedging.budget.take():
             pass
         assert await pulled(spent) == CONTENT
         assert [name for name, _ in peers_of(spent).asked] == ["n1"]
+
+
+async def test_where_first_bytes_are_always_late_asking_others_stays_within_a_budget() -> None:
+    late = {name: Script(CONTENT, first_byte_seconds=0.6) for name in ("n1", "n2", "n3", "n4")}
+    async with relay(late) as slow:
+        slow.stall_timeout_seconds = 30.0
+        for _ in range(SAMPLES_MIN):
+            slow.hedging.observe(0.6)
+        requests = 100
+        for pulling in asyncio.as_completed([pulled(slow) for _ in range(requests)]):
+            assert await pulling == CONTENT
+        more = len(peers_of(slow).asked) - requests
+        assert 0 < more < requests / 2
 
 
 async def test_whatever_hedges_have_cost_an_overdue_first_byte_is_asked_of_one_more_after_the_other() -> None:
     scripts = {name: Script(CONTENT, stalls_at=0) for name in ("n1", "n2", "n4")}
     async with relay({**scripts, "n3": Script(CONTENT)}) as overdue:
         overdue.stall_timeout_seconds = 30.0
-        while overdue.hedging.take():
+        while overdue.hedging.budget.take():
             pass
         for _ in range(SAMPLES_MIN):
             overdue.hedging.observe(5.0)  # hedges are late, too
@@ -154,11 +174,12 @@ async def test_a_holder_that_crawls_is_left_while_another_has_room_and_asked_aga
     crawling = Script(CONTENT, pause_seconds=0.45)
     async with relay({"n1": crawling, "n2": Script(CONTENT, breaks_at=8 * CHUNK)}) as slow:
         slow.stall_timeout_seconds = 2.0
-        while slow.hedging.take():
+        while slow.hedging.budget.take():
             pass
         assert await pulled(slow) == CONTENT
         asked = peers_of(slow).asked
         assert [name for name, _ in asked] == ["n1", "n2", "n1"]
+        assert slow.outcomes._tallies["n1"].succeeded == 1, "only where it was the last one left"
         assert 0 < asked[1][1] < 8 * CHUNK == asked[2][1], "each goes on where the last one stopped"
 
 
@@ -235,6 +256,51 @@ async def test_wrong_bytes_never_make_a_whole_blob_and_the_next_attempt_goes_els
         assert [name for name, _ in peers_of(lied).asked] == ["liar", "honest"]
 
 
+def lie_at(position: int) -> bytes:
+    return CONTENT[:position] + bytes([CONTENT[position] ^ 1]) + CONTENT[position + 1 :]
+
+
+@pytest.mark.parametrize("liar_first", [True, False])
+async def test_of_those_who_had_a_part_in_wrong_bytes_the_honest_serve_the_next_attempt(liar_first: bool) -> None:
+    first, second = (lie_at(10), CONTENT) if liar_first else (CONTENT, lie_at(SIZE - 10))
+    async with relay({"n1": Script(first, breaks_at=5 * CHUNK, fails_times=1), "n2": Script(second)}) as mixed:
+        with pytest.raises(CorruptContent):
+            await pulled(mixed)
+        assert await pulled(mixed) == CONTENT
+        assert counted(mixed, "stafett_gateway_quarantined_total") == 1
+        assert [name for name, _ in peers_of(mixed).asked] == ["n1", "n2", "n1" if not liar_first else "n2"]
+
+
+async def test_a_suspect_that_could_not_be_heard_is_heard_when_nobody_else_is_left() -> None:
+    answers: list[bool | None] = [None, None, True]
+
+    def busy() -> bool:
+        if (answer := answers.pop(0)) is None:
+            raise Unavailable("honest", "busy")
+        return answer
+
+    scripts = {"liar": Script(lie_at(10), breaks_at=5 * CHUNK), "honest": Script(CONTENT, verifies=busy)}
+    async with relay(scripts) as mixed:
+        with pytest.raises(CorruptContent):
+            await pulled(mixed)
+        with pytest.raises(BlobUnknown):
+            await pulled(mixed)
+        assert await pulled(mixed) == CONTENT
+
+
+async def test_who_lies_again_after_its_node_found_nothing_is_believed_no_more() -> None:
+    stubborn = Script(lie_at(10), verifies=lambda: True, breaks_at=5 * CHUNK, error=lambda name: Draining())
+    async with relay({"liar": stubborn, "honest": Script(CONTENT)}) as mixed:
+        for _ in range(2):
+            with pytest.raises(CorruptContent):
+                await pulled(mixed)
+        asked = len(peers_of(mixed).asked)
+        for _ in range(3):
+            with pytest.raises(BlobUnknown):
+                await pulled(mixed)
+        assert len(peers_of(mixed).asked) == asked, "a hot loop between the two is impossible"
+
+
 async def test_a_client_that_leaves_closes_the_stream_at_the_peer() -> None:
     async with relay({"n1": Script(CONTENT)}) as left:
         pieces = Transfer(left, D, SIZE, Span(0, SIZE, False)).pieces()
@@ -256,10 +322,14 @@ async def test_with_nobody_left_the_first_piece_is_a_clear_no() -> None:
 
 async def test_failures_are_told_to_the_trackers_in_one_batch_and_lies_with_their_digest() -> None:
     lie = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
-    scripts = {"broken": Script(CONTENT, breaks_at=0), "busy": Script(CONTENT), "liar": Script(lie)}
-    scripts["busy"] = Script(CONTENT, breaks_at=0, error=lambda name: Overloaded("streams", 1))
+    full = Script(CONTENT, breaks_at=0, error=lambda name: Overloaded("streams", 1))
+    scripts = {"broken": Script(CONTENT, breaks_at=0), "busy": full, "liar": Script(lie)}
+    near_to_far = (("broken", "eu", "a"), ("busy", "eu", "b"), ("liar", "us", "c"))
+    holders = tuple(
+        Holder(replace(node(name), topology=Topology(region, zone)), SIZE) for name, region, zone in near_to_far
+    )
     tracker = FakeTracker()
-    async with relay(scripts) as shared:
+    async with relay(scripts, holders) as shared:
         shared.outcomes = Outcomes(tracker)
         with pytest.raises(CorruptContent):
             await pulled(shared)
@@ -271,5 +341,4 @@ async def test_failures_are_told_to_the_trackers_in_one_batch_and_lies_with_thei
     (told,) = tracker.reports
     assert told["broken"].refused == 1
     assert told["liar"].corrupt == {D}
-    if "busy" in told:
-        assert (told["busy"].stalled, told["busy"].overloaded) == (0, 1), "a full peer is nobody's fault"
+    assert (told["busy"].refused, told["busy"].stalled, told["busy"].overloaded) == (0, 0, 1), "it is nobody's fault"

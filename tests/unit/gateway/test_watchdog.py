@@ -1,17 +1,21 @@
-"""Breaker, hedging and pace: when a peer is left alone, doubled, or left."""
+"""Breaker, hedging, pace and running digest: when a peer is left alone, doubled, left, or contradicted."""
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections.abc import AsyncGenerator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stafett.common.digest import Digest
 from stafett.gateway.breaker import OPEN_MAX_SECONDS, Breaker
 from stafett.gateway.hedging import BUDGET_AT_START, BUDGET_MAX, BUDGET_SHARE, FLOOR_SECONDS, Hedging
 from stafett.gateway.pace import MIB, STALL_MAX_SECONDS, Pace
 from stafett.gateway.peer_book import FORGET_SECONDS, PeakEwma, PeerBook
+from stafett.gateway.running_digest import AHEAD_PIECES, RunningDigest
 from tests.unit.gateway.cluster import node
 
 
@@ -44,7 +48,7 @@ def test_hedges_stay_within_their_budget(idle_requests: int, wishes: list[bool])
     taken = 0
     for wish in wishes:
         hedging.note_request()
-        taken += wish and hedging.take()
+        taken += wish and hedging.budget.take()
     assert taken <= max(BUDGET_AT_START, BUDGET_MAX) + BUDGET_SHARE * len(wishes)
 
 
@@ -56,6 +60,26 @@ def test_the_hedge_comes_at_the_95th_percentile_of_first_bytes_but_not_before_th
     delay = hedging.delay_seconds()
     assert delay >= FLOOR_SECONDS
     assert sum(seconds > delay for seconds in times) <= 0.05 * len(times) + 1
+
+
+async def test_bytes_pass_while_what_the_client_had_before_is_still_being_read_but_not_without_limit() -> None:
+    readable = asyncio.Event()
+
+    async def had_before() -> AsyncGenerator[memoryview, None]:
+        await readable.wait()
+        yield memoryview(b"before ")
+
+    running = RunningDigest(had_before())
+    async with asyncio.timeout(10):
+        for _ in range(AHEAD_PIECES):
+            await running.add(memoryview(b"x"))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await running.add(memoryview(b"x"))
+    readable.set()
+    assert not await running.contradicts(Digest.of(b"before " + b"x" * AHEAD_PIECES))
+    assert await running.contradicts(Digest.of(b"x" * AHEAD_PIECES))
+    running.close()
 
 
 def test_a_stall_is_eight_usual_gaps_of_silence_within_bounds() -> None:
