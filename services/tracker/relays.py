@@ -190,7 +190,8 @@ class Relays:
             zone: found for zone, found in desk.complete.items() if now - found[0] <= COMPLETE_FRESH_SECONDS
         }
         for zone, place in {zone_of(ask.place): ask.place for ask in asks}.items():
-            if zone not in desk.complete:
+            all_known = any(len(near) < HOLDERS for _, near in desk.complete.values())
+            if zone not in desk.complete and not all_known:
                 [holders], _ = await self._lookup.locate([digest], Question("", place, HOLDERS))
                 desk.complete[zone] = now, {holder.node.id: holder.node.topology for holder in holders}
         complete = {name: place for _, near in desk.complete.values() for name, place in near.items()}
