@@ -251,10 +251,10 @@ async def test_trackers_that_do_not_answer_three_questions_are_left_alone_for_a_
     now = [100.0]
     async with asyncio.TaskGroup() as group:
         seats = Seats(FakeTracker(), FakeOwnHost(), group, GatewayMetrics(), lambda: now[0])
-        for answered in (False, False, True, False, False):
+        resting = []
+        for answered in (False, False, True, False, False, False):
             seats.note_answer(answered=answered)
-        assert not seats.trackers_rest
-        seats.note_answer(answered=False)
-        assert seats.trackers_rest
+            resting.append(seats.trackers_rest)
         now[0] += TREES_REST_SECONDS
-        assert not seats.trackers_rest
+        resting.append(seats.trackers_rest)
+    assert resting == [False] * 5 + [True, False]
