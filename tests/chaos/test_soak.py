@@ -22,7 +22,7 @@ from stafett.cli.local_cluster.processes import Process, wait_until
 from stafett.common.blob_files import blob_path
 from stafett.common.digest import Digest
 from tests.chaos.census import Census
-from tests.chaos.pullers import ContainerdPuller, HttpPuller, Pulling, Tally
+from tests.chaos.pullers import PLATFORM, ContainerdPuller, HttpPuller, Pulling, Tally
 from tests.chaos.soak_bed import SoakBed, ended
 from tests.chaos.soak_schedule import Fault, Group, Kind, plan, steps
 
@@ -136,8 +136,10 @@ class Saboteur:
                 self._bed.proxies[fault.part].pass_()
 
     def _blob_of(self, fault: Fault) -> Path:
-        digest = random.Random(fault.at).choice(self._bed.digests())
-        return blob_path(self._hosts[fault.part].content_root, digest)
+        """Choose the largest layer of some image: it is wrong bytes in the middle of a stream that cost an attempt."""
+        image = random.Random(fault.at).choice(self._bed.images)
+        layer = max(image.blobs[PLATFORM], key=lambda blob: blob.size_bytes)
+        return blob_path(self._hosts[fault.part].content_root, layer.digest)
 
     def _process(self, part: str) -> Process:
         if part == "redis":
