@@ -12,7 +12,7 @@ import pytest
 
 from stafett.common.cluster import Address, Holder
 from stafett.common.digest import Digest
-from stafett.common.errors import BlobUnknown, CorruptContent
+from stafett.common.errors import BlobUnknown, CorruptContent, Unavailable
 from stafett.common.relaying import Fetch, Left, Phase, Refused, Wait
 from stafett.common.topology import Topology
 from stafett.gateway.byte_range import Span
@@ -38,13 +38,16 @@ OPEN = Receiving(SIZE, 0, 1)
 class FakeOwnHost:
     """A host whose download grows as `states` says."""
 
-    states: list[Receiving | None] = field(default_factory=list)
+    states: list[Receiving | Unavailable | None] = field(default_factory=list)
     ancestors: list[tuple[str, ...]] = field(default_factory=list)
     address: Address = field(default_factory=lambda: Address("me", 1))
 
     async def receiving(self, digest: Digest, beyond_bytes: int = 0, wait_seconds: float = 0.0) -> Receiving | None:
         await asyncio.sleep(0)
-        return self.states.pop(0)
+        state = self.states.pop(0)
+        if isinstance(state, Unavailable):
+            raise state
+        return state
 
     async def note_ancestors(self, digest: Digest, ancestors: Sequence[str]) -> None:
         self.ancestors.append(tuple(ancestors))
@@ -127,9 +130,10 @@ async def test_a_claim_sends_the_client_upstream_and_its_growth_is_told() -> Non
     assert "stafett_gateway_upstream_saved_bytes_total 0.0" in shown
 
 
-async def test_a_fetch_that_is_given_up_is_told() -> None:
+@pytest.mark.parametrize("end", [None, Unavailable("own node", "killed")])
+async def test_a_fetch_that_is_given_up_or_that_nobody_can_watch_any_more_is_told(end: Unavailable | None) -> None:
     async with bed({}, [Fetch(7), Refused("left")]) as parts:
-        parts.own.states = [None]
+        parts.own.states = [end]
         with pytest.raises(BlobUnknown):
             await parts.pull()
     assert parts.told == [(Phase.ENTER, 0), (Phase.LEAVE, 0)]
