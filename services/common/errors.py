@@ -16,7 +16,6 @@ class DigestInvalid(StafettError):
 
     def __init__(self, text: str, reason: str) -> None:
         super().__init__(f"invalid digest {text[:100]!r}: {reason}")
-        self.text = text
 
 
 class NameInvalid(StafettError):
@@ -24,7 +23,6 @@ class NameInvalid(StafettError):
 
     def __init__(self, text: str, reason: str) -> None:
         super().__init__(f"invalid name {text[:100]!r}: {reason}")
-        self.text = text
 
 
 class RequestInvalid(StafettError):
@@ -32,7 +30,6 @@ class RequestInvalid(StafettError):
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
-        self.field = field
 
 
 class RangeUnsatisfiable(StafettError):
@@ -40,7 +37,6 @@ class RangeUnsatisfiable(StafettError):
 
     def __init__(self, size_bytes: int) -> None:
         super().__init__(f"the range is outside the blob of {size_bytes} bytes")
-        self.size_bytes = size_bytes
 
 
 class BlobUnknown(StafettError):
@@ -48,7 +44,6 @@ class BlobUnknown(StafettError):
 
     def __init__(self, digest: object) -> None:
         super().__init__(f"blob {digest} is not held here")
-        self.digest = digest
 
 
 class ManifestUnknown(StafettError):
@@ -56,7 +51,6 @@ class ManifestUnknown(StafettError):
 
     def __init__(self, reference: object) -> None:
         super().__init__(f"manifest {reference} is not known")
-        self.reference = reference
 
 
 class ManifestInvalid(StafettError):
@@ -71,7 +65,6 @@ class Denied(StafettError):
 
     def __init__(self, name: object) -> None:
         super().__init__(f"{name} is not served here: the operator's allow- or deny-list excludes it")
-        self.name = name
 
 
 class Unsupported(StafettError):
@@ -86,7 +79,6 @@ class NodeUnknown(StafettError):
 
     def __init__(self, node_id: str) -> None:
         super().__init__(f"no node {node_id[:100]!r} is registered: see stafett nodes")
-        self.node_id = node_id
 
 
 class NotServed(StafettError):
@@ -101,7 +93,6 @@ class Overloaded(StafettError):
 
     def __init__(self, what: str, limit: int) -> None:
         super().__init__(f"all {limit} {what} are in use, try later or elsewhere")
-        self.limit = limit
 
 
 class Draining(StafettError):
@@ -116,7 +107,6 @@ class WouldCircle(StafettError):
 
     def __init__(self, reader: str) -> None:
         super().__init__(f"this node gets the blob from {reader[:100]!r}, which cannot follow it")
-        self.reader = reader
 
 
 class SessionLost(StafettError):
@@ -124,8 +114,6 @@ class SessionLost(StafettError):
 
     def __init__(self, node_id: str, epoch: int) -> None:
         super().__init__(f"session {epoch} of node {node_id} is over, register again")
-        self.node_id = node_id
-        self.epoch = epoch
 
 
 class Unavailable(StafettError):
@@ -142,8 +130,6 @@ class CorruptContent(StafettError):
 
     def __init__(self, digest: object, source: str) -> None:
         super().__init__(f"bytes for {digest} from {source} do not match the digest")
-        self.digest = digest
-        self.source = source
 
 
 class StartupFailed(StafettError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict, fields
 
 from stafett.api.v1 import tracker_pb2, types_pb2
 from stafett.common.cluster import (
@@ -50,33 +51,11 @@ def topology_from_wire(message: types_pb2.Topology) -> Topology:
 
 
 def health_to_wire(sample: HealthSample) -> types_pb2.HealthSample:
-    return types_pb2.HealthSample(
-        active_streams=sample.active_streams,
-        stream_limit=sample.stream_limit,
-        cpu_busy=sample.cpu_busy,
-        disk_free_bytes=sample.disk_free_bytes,
-        disk_size_bytes=sample.disk_size_bytes,
-        disk_errors=sample.disk_errors,
-        sent_bytes=sample.sent_bytes,
-        uptime_seconds=sample.uptime_seconds,
-        store_available=sample.store_available,
-        held_bytes=sample.held_bytes,
-    )
+    return types_pb2.HealthSample(**asdict(sample))
 
 
 def health_from_wire(message: types_pb2.HealthSample) -> HealthSample:
-    return HealthSample(
-        active_streams=message.active_streams,
-        stream_limit=message.stream_limit,
-        cpu_busy=message.cpu_busy,
-        disk_free_bytes=message.disk_free_bytes,
-        disk_size_bytes=message.disk_size_bytes,
-        disk_errors=message.disk_errors,
-        sent_bytes=message.sent_bytes,
-        uptime_seconds=message.uptime_seconds,
-        store_available=message.store_available,
-        held_bytes=message.held_bytes,
-    )
+    return HealthSample(**{field.name: getattr(message, field.name) for field in fields(HealthSample)})
 
 
 def score_to_wire(score: HealthScore) -> types_pb2.HealthScore:

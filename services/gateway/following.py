@@ -34,6 +34,8 @@ ASKS_MAX = 32
 class TreeSources:
     """The parents that the trackers name, one after the other. See `sources.Sources`."""
 
+    one_stream = True
+
     def __init__(self, relay: Relay, seats: Seats, digest: Digest, state: Receiving, image: str) -> None:
         self._relay = relay
         self._seats = seats
@@ -58,11 +60,6 @@ class TreeSources:
     def first_piece_seconds(self) -> float:
         """See `Sources`."""
         return max(RANKED_SECONDS, min(FIRST_PIECE_SECONDS, self._seats.patience_seconds(self._image)))
-
-    @property
-    def one_stream(self) -> bool:
-        """See `Sources`."""
-        return True
 
     async def next(self) -> Candidate:
         """See `Sources`."""

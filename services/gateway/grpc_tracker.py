@@ -117,12 +117,7 @@ class GrpcTracker:
             try:
                 with traced_call("TrackerService/ResolveTag") as metadata:
                     answer = await self._stub.ResolveTag(request, timeout=TAG_SECONDS, metadata=metadata)
-                return TagTarget(
-                    Digest.parse(answer.target_digest),
-                    answer.target_media_type,
-                    answer.target_size_bytes,
-                    answer.updated_at_unix_ms,
-                )
+                return TagTarget(Digest.parse(answer.target_digest), answer.updated_at_unix_ms)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND:
                     raise ManifestUnknown(name) from error

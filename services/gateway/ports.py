@@ -17,8 +17,6 @@ class TagTarget:
     """What peers last knew a tag to mean; `updated_at_unix_ms` is when a node last pulled it."""
 
     digest: Digest
-    media_type: str
-    size_bytes: int
     updated_at_unix_ms: int
 
 

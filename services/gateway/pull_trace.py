@@ -125,7 +125,12 @@ def failover(attempt_span: Span, holder: str, reason: str, details: str, offset:
         return
     attempt_span.set_attributes({"stafett.reason": reason, "error.type": reason})
     attempt_span.set_status(Status(StatusCode.ERROR, details))
-    event("stafett.failover", holder=holder, reason=reason, offset=offset)
+    failed("stafett.failover", holder=holder, reason=reason, offset=offset)
+
+
+def failed(name: str, **attributes: AttributeValue) -> None:
+    """Note an event for which the pull is exported, sampled or not."""
+    event(name, **attributes)
     pull = pull_of()
     if pull is not None:
         pull.kept = True

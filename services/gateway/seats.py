@@ -20,11 +20,14 @@ from stafett.common.digest import Digest
 from stafett.common.errors import Unavailable
 from stafett.common.relaying import Fetch, Phase
 from stafett.gateway.metrics import UPSTREAM_CLAIM, GatewayMetrics
-from stafett.gateway.ports import OwnHost, RelayAsk, Tracker
+from stafett.gateway.ports import OwnHost, Receiving, RelayAsk, Tracker
 
 log = structlog.get_logger()
 
 GROWTH_WAIT_SECONDS = 1.0
+LOOKS = 3
+LOOK_PAUSE_SECONDS = 0.2
+"""A claim is given up only if the own node has not answered so often: another host would fetch the blob once more."""
 PATIENCE_SECONDS = 15.0
 """So long the clients of one image wait for first bytes in all; then they are sent elsewhere."""
 PATIENCE_BACK_SECONDS = 60.0
@@ -148,7 +151,7 @@ class Seats:
         phase = Phase.LEAVE
         try:
             while True:
-                state = await self.own_node.receiving(digest, received, GROWTH_WAIT_SECONDS)
+                state = await self._look(digest, received)
                 if state is None:
                     break
                 before, received = received, max(received, state.available_bytes)
@@ -164,6 +167,17 @@ class Seats:
         finally:
             token = self._tokens.pop(digest)
         await self._tell(RelayAsk(digest, phase, size, received, token=token))
+
+    async def _look(self, digest: Digest, received: int) -> Receiving | None:
+        """Ask the own node how far the fetch is; again if it is too busy. Raises Unavailable: if it does not answer."""
+        for looks_left in reversed(range(LOOKS)):
+            try:
+                return await self.own_node.receiving(digest, received, GROWTH_WAIT_SECONDS)
+            except Unavailable:
+                if not looks_left:
+                    raise
+                await asyncio.sleep(LOOK_PAUSE_SECONDS)
+        raise AssertionError("the last look returns or raises")
 
     async def _keep(self, ask: RelayAsk) -> bool:
         """Tell how far the fetch is, and rest; False if the claim is another's now."""

@@ -62,23 +62,16 @@ class Sources(Protocol):
 class RankedSources:
     """The holders that have all of the blob, best first, each once; also those that become known late."""
 
-    def __init__(self, relay: Relay, digest: Digest, position: int = 0) -> None:
+    first_piece_seconds = FIRST_PIECE_SECONDS
+    one_stream = False
+
+    def __init__(self, relay: Relay, digest: Digest) -> None:
         self._relay = relay
         self._digest = digest
         self._failed: set[str] = set()
         self._postponed: set[str] = set()
         self._lookups = 0
-        self.position = position
-
-    @property
-    def first_piece_seconds(self) -> float:
-        """See `Sources`."""
-        return FIRST_PIECE_SECONDS
-
-    @property
-    def one_stream(self) -> bool:
-        """See `Sources`."""
-        return False
+        self.position = 0
 
     async def next(self) -> Candidate:
         """See `Sources`. Those that were full or slow are asked again when nobody else is left, after a pause."""

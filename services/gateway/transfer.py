@@ -225,7 +225,7 @@ class Transfer:
         """Put all who had a part in wrong bytes under quarantine, and hear them if it is not clear who lied."""
         relay, givers = self._relay, [each.node for each in self._contributors.values()]
         log.error("wrong_bytes", digest=str(self._digest), nodes=sorted(self._contributors))
-        pull_trace.event("stafett.wrong_bytes", holders=sorted(self._contributors))
+        pull_trace.failed("stafett.wrong_bytes", holders=sorted(self._contributors))
         passed_on = any(each.growing for each in self._contributors.values())
         proven = self._all_from_here and len(givers) == 1 and not passed_on
         relay.quarantine.add(self._digest, self._contributors, proven=proven)

@@ -25,7 +25,7 @@ from stafett.node.layout_store import LayoutStore
 from stafett.node.metrics import node_registry
 from stafett.node.ports import ContentStore
 from stafett.node.servicer import BlobServicer
-from stafett.node.session import Identity, SessionThread
+from stafett.node.session import Identity, Session, SessionThread
 from stafett.node.settings import NodeSettings
 from stafett.node.spoilt import SpoiltIngests
 from stafett.node.unfinished import Unfinished
@@ -57,19 +57,22 @@ async def serve(settings: NodeSettings, stopping: asyncio.Event) -> None:
         settings.tls,
         allow_plaintext=settings.allow_plaintext,
     )
+    probe = HealthProbe(
+        settings.content_root or Path("/"),
+        slots.limit,
+        lambda: slots.taken,
+        lambda: indexer.store_available,
+        lambda: indexer.held_bytes,
+        tally,
+    )
     session = SessionThread(
-        settings.tracker,
-        settings.tls,
-        _identity(settings, port),
-        HealthProbe(
-            settings.content_root or Path("/"),
-            slots.limit,
-            lambda: slots.taken,
-            lambda: indexer.store_available,
-            lambda: indexer.held_bytes,
-            tally,
-        ).sample,
-        lambda draining: loop.call_soon_threadsafe(slots.order_drain, draining),
+        Session(
+            settings.tracker,
+            settings.tls,
+            _identity(settings, port),
+            probe.sample,
+            lambda draining: loop.call_soon_threadsafe(slots.order_drain, draining),
+        )
     )
     indexer = Indexer(store, session.publish, settings.relist_interval_seconds)
     spoilt, unfinished = SpoiltIngests(store), Unfinished(store, disk)

@@ -68,10 +68,7 @@ class BlobServicer:
     async def _stat_unfinished(self, digest: Digest, request: node_pb2.StatRequest) -> node_pb2.StatResponse:
         if request.wait_ms > WAIT_MAX_MS:
             raise RequestInvalid("wait_ms", f"at most {WAIT_MAX_MS}")
-        if request.wait_ms:
-            received = await self._unfinished.grown(digest, request.beyond_bytes, request.wait_ms / 1000)
-        else:
-            received = await self._unfinished.received(digest)
+        received = await self._unfinished.grown(digest, request.beyond_bytes, request.wait_ms / 1000)
         if received is None:
             size = await self._committed_size(digest, COMMIT_LOOKS if request.wait_ms else 1)
             received = Received(size, size, 0)

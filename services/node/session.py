@@ -54,16 +54,9 @@ class Identity:
 class SessionThread:
     """Runs the session. `publish`, `drain` and `stop` may be called from the main loop's thread."""
 
-    def __init__(
-        self,
-        target: str,
-        tls: TlsFiles | None,
-        identity: Identity,
-        health: Callable[[], HealthSample],
-        on_drain: OnDrain = lambda draining: None,
-    ) -> None:
+    def __init__(self, session: Session) -> None:
         self._loop = asyncio.new_event_loop()
-        self._session = Session(target, tls, identity, health, on_drain)
+        self._session = session
         self._thread = threading.Thread(target=self._run, name="tracker-session", daemon=True)
 
     @property

@@ -79,14 +79,6 @@ class Unfinished:
         while len(self._ancestors) > PATHS_MAX:
             self._ancestors.popitem(last=False)
 
-    async def received(self, digest: Digest) -> Received | None:
-        """Tell what is there of a blob; None if nobody is receiving it."""
-        ingests = await self._ingests(digest)
-        if not ingests:
-            return None
-        best = _liveliest(ingests)
-        return Received(best[0].size_bytes, best[1].st_size, len(ingests))
-
     async def grown(self, digest: Digest, beyond_bytes: int, seconds: float) -> Received | None:
         """Wait until more than so many bytes are there, the download ends, or the time is up; tell what is there."""
         deadline = time.monotonic() + seconds

@@ -83,6 +83,7 @@ async def serve(
         housekeeping.scan_leases,
         housekeeping.clear_reported,
         outcomes.verify_doubtful,
+        outcomes.judge_accused,
         relays.run,
         fellows.run,
         partial(housekeeping.forget_nodes, settings.forget_after_seconds),

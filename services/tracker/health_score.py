@@ -27,16 +27,30 @@ DISK_SCARCE_SHARE = 0.1
 DISK_ERRORS_HALF = 10.0
 STEADY_SECONDS = 60.0
 FLAP_FACTOR = 0.8
+USUAL_MIB = 8.0
 
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """What gateways met at a node, as moving averages: share of good streams, seconds to the first byte and per MiB."""
+    """What gateways met at a node, as moving averages.
+
+    `success` is the share of streams that did not fail, `room` that of asks that found a slot; seconds: 0 if not known.
+    """
 
     success: float = 1.0
+    room: float = 1.0
     first_byte_seconds: float = 0.0
     seconds_per_mib: float = 0.0
     age_seconds: float = 0.0
+
+    @property
+    def usual_seconds(self) -> float:
+        """Seconds that a blob of 8 MiB takes; 0 if not known."""
+        return self.first_byte_seconds + USUAL_MIB * self.seconds_per_mib if self.seconds_per_mib else 0.0
+
+    def forgiven(self, share: float) -> float:
+        """Tell what a share, as it was, is worth after the time since."""
+        return 1.0 - (1.0 - share) * math.exp(-self.age_seconds / FORGIVING_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +63,20 @@ class Vitals:
     flaps: int = 0
 
 
-def score(vitals: Vitals, usual_seconds_per_mib: float, weights: Mapping[str, float]) -> HealthScore:
+def score(vitals: Vitals, usual_seconds: float, weights: Mapping[str, float]) -> HealthScore:
     """Rate a node.
 
     Args:
-        usual_seconds_per_mib: the median of all nodes that gateways have measured; 0 when there is none.
+        usual_seconds: the median of `Experience.usual_seconds` over all nodes that were measured; 0 without any.
         weights: by component, as in `DEFAULT_WEIGHTS`; a component without a weight does not count.
     """
     experience = vitals.experience or Experience()
     components = {
         "heartbeat": min(1.0, max(0.0, vitals.lease_left) / 0.6),
-        "load": _load(vitals.sample),
+        "load": min(_load(vitals.sample), experience.forgiven(experience.room)),
         "disk": _disk(vitals.sample),
-        "outcomes": 1.0 - (1.0 - experience.success) * math.exp(-experience.age_seconds / FORGIVING_SECONDS),
-        "speed": _speed(experience.seconds_per_mib, usual_seconds_per_mib),
+        "outcomes": experience.forgiven(experience.success),
+        "speed": _speed(experience.usual_seconds, usual_seconds),
         "stability": _stability(vitals.sample, vitals.flaps),
     }
     total_weight = sum(weights.values())
@@ -89,10 +103,10 @@ def _disk(sample: HealthSample | None) -> float:
     return min(1.0, free / DISK_SCARCE_SHARE) * DISK_ERRORS_HALF / (DISK_ERRORS_HALF + sample.disk_errors)
 
 
-def _speed(seconds_per_mib: float, usual: float) -> float:
-    if not seconds_per_mib or not usual:
+def _speed(seconds: float, usual: float) -> float:
+    if not seconds or not usual:
         return 1.0
-    return min(1.0, usual / seconds_per_mib)
+    return min(1.0, usual / seconds)
 
 
 def _stability(sample: HealthSample | None, flaps: int) -> float:

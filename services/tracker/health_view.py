@@ -56,18 +56,15 @@ class HealthView:
             self._entries.pop(node_id, None)
         self._entries.update({node_id: _Entry(vitals, now) for node_id, vitals in found.items()})
         if now >= self._usual_until:
-            self._usual, self._usual_until = self._usual_seconds_per_mib(), now + FRESH_SECONDS
+            self._usual, self._usual_until = self._usual_seconds(), now + FRESH_SECONDS
 
     def _is_fresh(self, node_id: str, now: float) -> bool:
         entry = self._entries.get(node_id)
         return entry is not None and now - entry.read_at < FRESH_SECONDS
 
-    def _usual_seconds_per_mib(self) -> float:
-        known = [
-            entry.vitals.experience.seconds_per_mib
-            for entry in self._entries.values()
-            if entry.vitals.experience and entry.vitals.experience.seconds_per_mib
-        ]
+    def _usual_seconds(self) -> float:
+        met = (entry.vitals.experience for entry in self._entries.values())
+        known = [experience.usual_seconds for experience in met if experience and experience.usual_seconds]
         return median(known) if known else 0.0
 
     def _described(self, node: Node) -> Node:

@@ -91,7 +91,7 @@ class HoldingsStore:
         """Put changes into the index. Idempotent, so a call that failed may be made again.
 
         Raises:
-            SessionLost: if the session is fenced; nothing has changed then.
+            SessionLost: if the session is fenced, or was before all was written; nothing has changed then.
         """
         identity: list[str | int] = [owner.epoch, f"{owner.incarnation:x}"]
         blobs = [blob.digest.hex for blob in news.holds]
@@ -108,6 +108,7 @@ class HoldingsStore:
         await self._write([_put_image(owner, image) for image in news.images])
         if names:
             await self._link.commands([("SADD", _IMAGES, *names)])
+        await self._take_back_if_fenced(owner, bucket, blobs, names)
         if digests or images:
             await self._drop(owner.node_id, owner.epoch, bucket, digests, images)
             await self._link.run("unhold", _held_keys(owner.node_id), [*identity, len(digests), *digests, *images])
@@ -166,6 +167,26 @@ class HoldingsStore:
         if empty := [name for name, entries in found.items() if not entries]:
             await self._link.commands([("SREM", _IMAGES, *empty)])
         return {name: entries for name, entries in found.items() if entries}
+
+    async def _take_back_if_fenced(
+        self, owner: Owner, bucket: str, digests: Sequence[str], images: Sequence[str]
+    ) -> None:
+        """Remove what was put while a newer session came that has it no more: nobody else would. Raises SessionLost."""
+        meta, *held = _held_keys(owner.node_id)
+        [found] = await self._link.commands([("HMGET", meta, "epoch", "incarnation")])
+        if found == [str(owner.epoch), f"{owner.incarnation:x}"]:
+            return
+        asked = [(key, names) for key, names in zip(held, (digests, images), strict=True) if names]
+        replies = await self._link.commands([("SMISMEMBER", key, *names) for key, names in asked])
+        kept = {
+            name
+            for (_, names), reply in zip(asked, replies, strict=True)
+            for name, known in zip(names, cast(Sequence[int], reply), strict=True)
+            if known
+        }
+        gone = [[name for name in names if name not in kept] for names in (digests, images)]
+        await self._drop(owner.node_id, owner.epoch, bucket, *gone)
+        raise SessionLost(owner.node_id, owner.epoch)
 
     async def _drop(self, node_id: str, epoch: int, bucket: str, digests: Sequence[str], images: Sequence[str]) -> None:
         calls = [_drop_blob(node_id, epoch, bucket, digest) for digest in digests]

@@ -52,26 +52,31 @@ class Housekeeping:
         while True:
             await asyncio.sleep(due - time.monotonic())
             now = time.monotonic()
-            may_judge = judge.may_judge(now, now - due)
+            judge = judge.lagged(now, now - due)
             try:
-                scan = await self._nodes.scan()
-                self._redis_unix_ms = scan.now_unix_ms
-                self._membership.observe(scan)
-                if may_judge:
-                    await self._carry_out(scan)
+                await self.look(may_judge=judge.may_judge(now))
             except Unavailable:
                 judge = judge.missed_scan(time.monotonic())
             due = max(due + SCAN_SECONDS, time.monotonic())
+
+    async def look(self, *, may_judge: bool) -> None:
+        """Scan once, and do what is due if this replica may judge. Raises Unavailable."""
+        scan = await self._nodes.scan()
+        self._redis_unix_ms = scan.now_unix_ms
+        self._membership.observe(scan)
+        if may_judge:
+            await self._carry_out(scan)
 
     async def _carry_out(self, scan: Scan) -> None:
         """Make the transitions that are due, unless so many are that the guard goes up."""
         recovered = [due for due in scan.due if due.event is Event.RECOVERED]
         falling = [due for due in scan.due if due.event is not Event.RECOVERED]
-        new_falls = sum(1 for due in falling if due.event is not Event.LEASE_EXPIRED or self._is_ready(due.node_id))
         if scan.guarded:
             await self._end_guard(falling)
-        elif not scan.guard_lifted and mass_failure(scan.known_nodes, scan.recent_falls, new_falls):
-            log.error("mass_guard_raised", falling=len(falling), remedy="many nodes seem to fail at once: probing them")
+        elif not scan.guard_lifted and mass_failure(scan.known_nodes, scan.recent_falls, scan.falling_nodes):
+            log.error(
+                "mass_guard_raised", falling=scan.falling_nodes, remedy="many nodes seem to fail at once: probing them"
+            )
             await self._nodes.raise_guard()
         else:
             recovered += falling
@@ -87,8 +92,9 @@ class Housekeeping:
         sample = [due.node_id for due in falling[:GUARD_SAMPLE]]
         members = [self._membership.members[node_id] for node_id in sample if node_id in self._membership.members]
         answers = await asyncio.gather(*(self._probe(member.node.address) for member in members))
-        log.warning("mass_guard_probed", answered=sum(answers), silent=len(answers) - sum(answers))
-        if sum(answers) * 2 < len(answers):
+        silent = answers.count(False)
+        log.warning("mass_guard_probed", asked=len(answers), silent=silent)
+        if silent * 2 > len(answers):
             await self._nodes.lift_guard()
 
     async def clear_reported(self) -> None:
@@ -107,10 +113,6 @@ class Housekeeping:
                             await self._nodes.apply(Due(node.id, node.epoch, Event.RECOVERED))
             except Unavailable:
                 continue
-
-    def _is_ready(self, node_id: str) -> bool:
-        member = self._membership.members.get(node_id)
-        return member is not None and member.node.state is NodeState.READY
 
     async def forget_nodes(self, after_seconds: float) -> None:
         """Forget nodes, with all they held, that have been down for that long; one replica at a time does it."""

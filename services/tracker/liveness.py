@@ -13,6 +13,8 @@ from stafett.common.cluster import NodeState
 ABSENT = "absent"
 """State of a node that nobody has heard of, as the scripts call it."""
 LAG_MAX_SECONDS = 0.2
+LAG_MERCY = 4.0
+"""A replica that was paused judges nobody for so many times the pause, at most for the time of a lease."""
 GUARD_SHARE = 0.3
 GUARD_NODES = 4
 """Mass guard: more than this share of all nodes, and at least so many, failing within ten seconds."""
@@ -23,6 +25,7 @@ class Event(Enum):
 
     STARTED = "registered"
     RESUMED = "session resumed"
+    RESUMED_DRAINED = "drained by an operator before"
     DRAIN_ANNOUNCED = "draining, as it announced"
     DRAIN_REVOKED = "draining revoked"
     LEASE_EXPIRED = "lease expired"
@@ -44,8 +47,9 @@ _MOVES: dict[Event, dict[NodeState | None, NodeState]] = {
         NodeState.DOWN: _TAKES_STREAMS,
         NodeState.DRAINING: NodeState.DRAINING,
     },
+    Event.RESUMED_DRAINED: dict.fromkeys((None, *NodeState), NodeState.DRAINING),
     Event.DRAIN_ANNOUNCED: {NodeState.READY: NodeState.DRAINING, NodeState.SUSPECT: NodeState.DRAINING},
-    Event.DRAIN_ORDERED: {NodeState.READY: NodeState.DRAINING, NodeState.SUSPECT: NodeState.DRAINING},
+    Event.DRAIN_ORDERED: dict.fromkeys((NodeState.READY, NodeState.SUSPECT, NodeState.DRAINING), NodeState.DRAINING),
     Event.DRAIN_REVOKED: {NodeState.DRAINING: NodeState.READY},
     Event.SESSION_BROKE: {NodeState.READY: NodeState.SUSPECT},
     Event.HEARTBEATS_MISSED: {NodeState.READY: NodeState.SUSPECT},
@@ -71,15 +75,23 @@ class Judge:
     """Whether a replica may declare leases expired; times are monotonic seconds.
 
     A replica that has not seen Redis for a while (or has just started) first gives all nodes the time of a lease to
-    renew: their heartbeats could not reach Redis either. One whose own loop lags judges nobody in that round.
+    renew: their heartbeats could not reach Redis either. After a pause of its own it does likewise: what nodes have
+    sent meanwhile is yet to be read, and those that left a frozen tracker are on their way to it or to another one.
     """
 
     lease_ttl_seconds: float
     blind_until: float
 
-    def may_judge(self, now: float, lag_seconds: float) -> bool:
-        """Tell whether the scan that is about to run may expire leases."""
-        return now >= self.blind_until and lag_seconds <= LAG_MAX_SECONDS
+    def may_judge(self, now: float) -> bool:
+        """Tell whether what a scan finds may be carried out."""
+        return now >= self.blind_until
+
+    def lagged(self, now: float, lag_seconds: float) -> Judge:
+        """Show mercy as the replica's own loop woke up so much too late."""
+        if lag_seconds <= LAG_MAX_SECONDS:
+            return self
+        mercy = min(self.lease_ttl_seconds, LAG_MERCY * lag_seconds)
+        return replace(self, blind_until=max(self.blind_until, now + mercy))
 
     def missed_scan(self, now: float) -> Judge:
         """Start the time of mercy again, as a scan has failed."""

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from stafett.common.cluster import Node, NodeState
+from stafett.common.cluster import Node
 from stafett.common.errors import Unavailable
-from stafett.tracker.liveness import Event
 from stafett.tracker.membership_store import Change, MembershipStore, Scan, Snapshot
 from stafett.tracker.proximity import Member
 
@@ -71,6 +70,8 @@ class Membership:
         self._reload_at: float | None = 0.0
         self._watchers: set[_Watcher] = set()
         self.loaded = asyncio.Event()
+        self.stale = True
+        """Whether Redis is away from this replica, so that it hears of no changes."""
 
     @property
     def members(self) -> Mapping[str, Member]:
@@ -82,12 +83,10 @@ class Membership:
         """Number of those who watch."""
         return len(self._watchers)
 
-    def ordered_to_drain(self, node_id: str) -> bool:
-        """Tell whether an operator wants the node out of service."""
+    def ordered_to_drain(self, node_id: str, incarnation: int) -> bool:
+        """Tell whether an operator wants this process of the node out of service."""
         member = self._members.get(node_id)
-        if member is None or member.node.state is not NodeState.DRAINING:
-            return False
-        return member.node.reason == Event.DRAIN_ORDERED.value
+        return member is not None and member.incarnation == incarnation and member.drain_ordered
 
     @property
     def refilling(self) -> bool:
@@ -104,9 +103,12 @@ class Membership:
         while True:
             try:
                 await self._load_if_due()
-                for change in await self._store.events_after(self._revision):
+                changes = await self._store.events_after(self._revision)
+                self._set_stale(False)
+                for change in changes:
                     self._apply(change)
             except Unavailable:
+                self._set_stale(True)
                 await asyncio.sleep(_RETRY_SECONDS)
 
     def observe(self, scan: Scan) -> None:
@@ -146,6 +148,13 @@ class Membership:
         finally:
             self._watchers.discard(watcher)
 
+    def _set_stale(self, stale: bool) -> None:
+        """Tell watchers at once when that changes, by a sign of life."""
+        if stale is not self.stale:
+            self.stale = stale
+            for watcher in self._watchers:
+                watcher.put(WatchStep(self._revision, (), False))
+
     async def _load_if_due(self) -> None:
         if self._reload_at is None or time.monotonic() < self._reload_at:
             return
@@ -160,6 +169,7 @@ class Membership:
         self._members = dict(snapshot.members)
         self._generation, self._revision = snapshot.generation, snapshot.revision
         self.loaded.set()
+        self._set_stale(False)
         self._reset_watchers()
 
     def _reset_watchers(self) -> None:

@@ -21,6 +21,7 @@ from stafett.tracker.redis_link import RedisLink
 
 _SLOT = "stafett:{members}"
 _KEYS = (f"{_SLOT}:leases",)
+_LIFTED = f"{_SLOT}:guard-lifted"
 _FENCED, _CHANGED = 0, 2
 _DUE_MAX = 256
 _BROKEN_GRACE_MS = 500
@@ -33,6 +34,9 @@ _EVENT_OF_CAUSE = {
     "late": Event.HEARTBEATS_MISSED,
     "fresh": Event.RECOVERED,
 }
+_REGISTRATIONS = (Event.STARTED, Event.RESUMED, Event.RESUMED_DRAINED)
+_VERDICTS = (Event.SESSION_BROKE, Event.HEARTBEATS_MISSED, Event.REPORTED, Event.LEASE_EXPIRED)
+_ORDERS = {Event.DRAIN_ORDERED: 1, Event.DRAIN_REVOKED: 0}
 _EVENTS_MAX = 500
 _EVENTS_WAIT_MS = 400
 
@@ -60,12 +64,16 @@ class Renewal:
 
 @dataclass(frozen=True, slots=True)
 class Experienced:
-    """What one gateway met at a node under an epoch; the means are of the good streams, 0 when not known."""
+    """What one gateway met at a node under an epoch: streams that went well, that failed, and for which it was full.
+
+    The means are of the good streams and of those left as slow, 0 when not known.
+    """
 
     node_id: str
     epoch: int
     succeeded: int
     failed: int
+    overloaded: int
     first_byte_seconds: float
     seconds_per_mib: float
 
@@ -81,13 +89,17 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a scan has found: the data set's marker and revision, Redis' wall clock, and what is due."""
+    """What a scan has found: the data set's marker and revision, Redis' wall clock, and what is due.
+
+    `falling_nodes` are all that would leave READY now, also those that `due` has no place for.
+    """
 
     generation: str
     revision: int
     now_unix_ms: int
     known_nodes: int
     recent_falls: int
+    falling_nodes: int
     guarded: bool
     guard_lifted: bool
     due: tuple[Due, ...]
@@ -122,8 +134,12 @@ class MembershipStore:
         self._late_ms = max(1, self._ttl_ms - interval_ms * 11 // 4)
         self._fresh_ms = self._ttl_ms - interval_ms * 5 // 4
 
-    async def grant(self, registration: Registration) -> int:
-        """Open a session: give it a lease and return its epoch, higher than all before."""
+    async def grant(self, registration: Registration, *, drain_ordered: bool = False) -> int:
+        """Open a session: give it a lease and return its epoch, higher than all before.
+
+        Args:
+            drain_ordered: whether this replica remembers an operator's order; counts where Redis has lost the node.
+        """
         described = {
             "host": registration.address.host,
             "port": str(registration.address.port),
@@ -134,9 +150,10 @@ class MembershipStore:
             "labels": json.dumps(dict(registration.labels)),
         }
         words = [word for pair in described.items() for word in pair]
-        chosen = (moves(Event.RESUMED), moves(Event.STARTED), Event.STARTED.value)
-        head = (_fresh(), self._ttl_ms, registration.node_id, f"{registration.incarnation:x}", *chosen)
-        return int((await self._link.run("grant", _KEYS, [*head, *words]))[0])
+        chosen = [word for event in _REGISTRATIONS for word in (moves(event), event.value)]
+        args: list[str | int] = [_fresh(), self._ttl_ms, registration.node_id, f"{registration.incarnation:x}"]
+        args += [*chosen, int(drain_ordered), *words]
+        return int((await self._link.run("grant", _KEYS, args))[0])
 
     async def renew(self, renewals: Sequence[Renewal]) -> list[bool]:
         """Renew leases in one script; False for each that is fenced."""
@@ -161,25 +178,27 @@ class MembershipStore:
     async def _change(self, due: Due) -> int:
         release = int(due.event in (Event.LEFT, Event.LEASE_EXPIRED))
         within: str | int = {Event.LEASE_EXPIRED: 0, Event.HEARTBEATS_MISSED: self._late_ms}.get(due.event, "")
+        verdict = int(due.event in _VERDICTS)
         args: list[str | int] = [due.node_id, due.epoch, moves(due.event), due.event.value, release, within]
+        args += [_ORDERS.get(due.event, ""), verdict]
         return int((await self._link.run("change", _KEYS, args))[0])
 
     async def note_broken(self, node_id: str, epoch: int) -> None:
         """Note that a session's stream has broken; unless it is resumed soon, the node becomes suspect."""
         await self._link.run("broke", _KEYS, [node_id, epoch])
 
-    async def report(self, node_id: str, reporter: str) -> int:
-        """Note that a gateway met a failure; return how many distinct ones did within the last five seconds."""
-        return int((await self._link.run("report", _KEYS, [node_id, reporter, _REPORT_WINDOW_MS]))[0])
+    async def report(self, node_ids: Sequence[str], reporter: str) -> list[int]:
+        """Note that a gateway met failures; return for each node how many gateways did within the last five seconds."""
+        return [int(count) for count in await self._link.run("report", _KEYS, [_REPORT_WINDOW_MS, reporter, *node_ids])]
 
     async def raise_guard(self) -> None:
-        """Hold transitions back for at most a minute, at every replica."""
-        await self._link.commands([("SET", f"{_SLOT}:guard", "1", "NX", "PX", _GUARD_MS)])
+        """Hold transitions back for at most a minute, at every replica; after that let them pass for a while."""
+        raised = ("SET", f"{_SLOT}:guard", "1", "NX", "PX", _GUARD_MS)
+        await self._link.commands([("SET", _LIFTED, "1", "PX", _GUARD_MS + _GUARD_REST_MS), raised])
 
     async def lift_guard(self) -> None:
         """Let transitions pass again, and do not raise the guard for a while."""
-        lifted = ("SET", f"{_SLOT}:guard-lifted", "1", "PX", _GUARD_REST_MS)
-        await self._link.commands([lifted, ("DEL", f"{_SLOT}:guard")])
+        await self._link.commands([("SET", _LIFTED, "1", "PX", _GUARD_REST_MS), ("DEL", f"{_SLOT}:guard")])
 
     async def scan(self) -> Scan:
         """Look at the marker, and for nodes whose lease is late, gone or fresh again; nothing is changed yet."""
@@ -191,12 +210,14 @@ class MembershipStore:
             Event.REPORTED.value,
             _DUE_MAX,
         ]
-        generation, revision, now, known, falls, guard, *rows = await self._link.run("scan", _KEYS, args)
+        generation, revision, *words = await self._link.run("scan", _KEYS, args)
+        now, known, recent, falling, guard = map(int, words[:5])
+        rows = words[5:]
         due = tuple(
             Due(str(node_id), int(epoch), _EVENT_OF_CAUSE[str(cause)])
             for node_id, epoch, cause in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
         )
-        return Scan(str(generation), int(revision), int(now), int(known), int(falls), guard == 1, guard == 2, due)
+        return Scan(str(generation), int(revision), now, known, recent, falling, guard == 1, guard == 2, due)
 
     async def snapshot(self) -> Snapshot:
         """Read all nodes at once."""
@@ -220,7 +241,7 @@ class MembershipStore:
         """Add what a gateway met to the averages, in one script; reports of older epochs are dropped."""
         args: list[str | int] = []
         for report in reports:
-            counts = (report.succeeded, report.failed)
+            counts = (report.succeeded, report.failed, report.overloaded)
             means = (f"{report.first_byte_seconds:.6f}", f"{report.seconds_per_mib:.6f}")
             args += [report.node_id, report.epoch, *counts, *means]
         await self._link.run("experience", _KEYS, args)
@@ -236,7 +257,9 @@ class MembershipStore:
         return Vitals(
             lease_left=int(lease_left_ms) / self._ttl_ms,
             sample=_sample(json.loads(sample)) if sample else None,
-            experience=Experience(known["success"], known["first"], known["pace"], int(met_ms_ago) / 1000)
+            experience=Experience(
+                known["success"], known.get("room", 1.0), known["first"], known["pace"], int(met_ms_ago) / 1000
+            )
             if known
             else None,
         )
@@ -279,4 +302,4 @@ def _member(fields: Mapping[str, str]) -> Member:
         labels=json.loads(fields["labels"]),
         flaps=int(fields.get("flaps", "0")),
     )
-    return Member(node, int(fields["incarnation"], 16))
+    return Member(node, int(fields["incarnation"], 16), fields.get("ordered") == "1")

@@ -3,6 +3,7 @@ whether a blob of its is intact."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 
 import grpc
@@ -13,25 +14,32 @@ from stafett.api.v1 import node_pb2, node_pb2_grpc
 from stafett.common.cluster import Address, Node
 from stafett.common.digest import Digest
 from stafett.common.grpc_transport import TlsFiles, peer_channel
+from stafett.tracker.liveness import LAG_MAX_SECONDS
 
 log = structlog.get_logger()
 
 PROBE_SECONDS = 0.5
 VERIFY_SECONDS = 60.0
 
-Probe = Callable[[Address], Awaitable[bool]]
+Probe = Callable[[Address], Awaitable[bool | None]]
 
 
 def grpc_probe(tls: TlsFiles | None) -> Probe:
-    """Make a probe that tells whether a node answers within half a second, whatever it answers."""
+    """Make a probe that tells whether a node answers within half a second, whatever it answers.
 
-    async def probe(address: Address) -> bool:
+    None: who was paused meanwhile, or has no time to listen, cannot tell.
+    """
+
+    async def probe(address: Address) -> bool | None:
         channel = peer_channel(address, tls)
+        started_at = time.monotonic()
         try:
             check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
             await check(health_pb2.HealthCheckRequest(), timeout=PROBE_SECONDS)
         except grpc.aio.AioRpcError as error:
-            return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                return True
+            return None if time.monotonic() - started_at > PROBE_SECONDS + LAG_MAX_SECONDS else False
         finally:
             await channel.close()
         return True

@@ -13,10 +13,14 @@ from stafett.common.topology import Tier, Topology, tier_between
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A node, and the random number of its running process: holdings of another incarnation are void."""
+    """A node, and the random number of its running process: holdings of another incarnation are void.
+
+    `drain_ordered` tells whether an operator wants that process out of service.
+    """
 
     node: Node
     incarnation: int
+    drain_ordered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,8 +139,9 @@ def _peer_report(message: tracker_pb2.PeerOutcomes) -> PeerReport:
     means = (message.first_byte_seconds, message.seconds_per_mib)
     if not all(0 <= mean < _SECONDS_MAX for mean in means):
         raise RequestInvalid("first_byte_seconds, seconds_per_mib", f"must be 0 to {_SECONDS_MAX:.0f}")
-    failed = message.refused + message.stalled
-    return PeerReport(Experienced(message.node_id, message.epoch, message.succeeded, failed, *means), corrupt)
+    silent = message.refused + message.stalled
+    counts = (message.succeeded, silent + len(corrupt), message.overloaded)
+    return PeerReport(Experienced(message.node_id, message.epoch, *counts, *means), silent > 0, corrupt)
 
 
 def _image(message: tracker_pb2.HeldImage) -> HeldImage:

@@ -125,7 +125,7 @@ class TrackerServicer(tracker_pb2_grpc.TrackerServiceServicer):
         self.membership.require_loaded()
         async with aclosing(self.membership.watch()) as steps:
             async for step in steps:
-                yield _watch_response(step)
+                yield _watch_response(step, self.membership.stale)
 
     async def ReportOutcomes(  # noqa: N802
         self, request: tracker_pb2.ReportOutcomesRequest, context: object
@@ -218,8 +218,9 @@ async def _beat(session: NodeSession, beat: tracker_pb2.Heartbeat) -> list[track
     return responses
 
 
-def _watch_response(step: WatchStep) -> tracker_pb2.WatchResponse:
+def _watch_response(step: WatchStep, stale: bool) -> tracker_pb2.WatchResponse:
     nodes = [wire.node_to_wire(node) for node in step.nodes]
     if step.snapshot:
-        return tracker_pb2.WatchResponse(revision=step.revision, snapshot=tracker_pb2.NodeSnapshot(nodes=nodes))
-    return tracker_pb2.WatchResponse(revision=step.revision, changed=nodes[0] if nodes else None)
+        snapshot = tracker_pb2.NodeSnapshot(nodes=nodes)
+        return tracker_pb2.WatchResponse(revision=step.revision, snapshot=snapshot, stale=stale)
+    return tracker_pb2.WatchResponse(revision=step.revision, changed=nodes[0] if nodes else None, stale=stale)

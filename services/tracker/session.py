@@ -37,8 +37,8 @@ class SessionParts:
     holdings: HoldingsStore
     refresh_seconds: float
     rng: random.Random
-    ordered_to_drain: Callable[[str], bool]
-    """Whether an operator wants a node out of service."""
+    ordered_to_drain: Callable[[str, int], bool]
+    """Whether an operator wants a process of a node out of service."""
 
 
 class NodeSession:
@@ -48,7 +48,7 @@ class NodeSession:
         self._parts = parts
         self.owner = owner
         self._draining = False
-        self._ordered = False
+        self._ordered: bool | None = None
         now = time.monotonic()
         self._compare_at = now + parts.rng.uniform(0, COMPARE_SECONDS)
         self._refresh_at = now + parts.rng.uniform(0.75, 1.25) * parts.refresh_seconds - age_seconds
@@ -63,7 +63,8 @@ class NodeSession:
             SessionLost: if a newer session of the node has come in between.
             Unavailable: if Redis is away.
         """
-        epoch = await parts.nodes.grant(registration)
+        remembered = parts.ordered_to_drain(registration.node_id, registration.incarnation)
+        epoch = await parts.nodes.grant(registration, drain_ordered=remembered)
         owner = Owner(registration.node_id, epoch, registration.incarnation, registration.topology)
         opened = await parts.holdings.open(owner)
         log.info("session_opened", node=owner.node_id, epoch=epoch, address=registration.address.target())
@@ -99,8 +100,11 @@ class NodeSession:
         self._draining = draining
 
     def drain_order(self) -> bool | None:
-        """Tell what the node must hear of an operator's wish: True to drain, False to go on, None for nothing."""
-        wanted = self._parts.ordered_to_drain(self.owner.node_id)
+        """Tell what the node must hear of an operator's wish: True to drain, False to go on, None for nothing new.
+
+        Each session tells it once at least: the node may have heard the opposite in an earlier one.
+        """
+        wanted = self._parts.ordered_to_drain(self.owner.node_id, self.owner.incarnation)
         if wanted is self._ordered:
             return None
         self._ordered = wanted

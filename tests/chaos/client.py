@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import grpc
+
+from stafett.api.v1 import node_pb2, node_pb2_grpc
 from stafett.cli.local_cluster.cluster import Host
 from stafett.common.digest import Digest
 from tests.chaos.net import connect
@@ -104,6 +107,17 @@ def counted(host: Host, name: str) -> float:
     finally:
         connection.close()
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def status_of_a_read(host: Host, digest: Digest) -> grpc.StatusCode:
+    """Ask a node itself for a blob; tell how it answers."""
+    with grpc.insecure_channel(f"127.0.0.1:{host.node_port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        stub = node_pb2_grpc.BlobServiceStub(channel)
+        try:
+            next(stub.Read(node_pb2.ReadRequest(digest=str(digest)), timeout=5))
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
 
 
 def _dial(host: Host) -> http.client.HTTPConnection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -197,6 +198,12 @@ class SoakBed:
     def census(self, survivors: Mapping[str, Process]) -> dict[str, Census]:
         """Count what the processes have open."""
         return {name: Census.take(process, self.census_directory) for name, process in survivors.items()}
+
+
+def events(process: Process) -> list[str]:
+    """Names of what the process has logged."""
+    lines = process.log.read_text("utf-8", "replace").splitlines()
+    return [str(json.loads(line).get("event")) for line in lines if line.startswith("{")]
 
 
 def ended(process: Process, timeout_seconds: float = 30.0) -> int:

@@ -16,12 +16,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from stafett.api.v1 import node_pb2, node_pb2_grpc
-from stafett.cli.local_cluster.cluster import Host
 from stafett.cli.local_cluster.processes import free_port, wait_until
 from stafett.common.blob_files import blob_path
-from stafett.common.digest import Digest
-from tests.chaos.client import Answer, ask, failovers
+from tests.chaos.client import Answer, ask, failovers, status_of_a_read
 from tests.chaos.holders import READY, Holders, holders
 
 BLOB_BYTES = 16_000_000
@@ -175,17 +172,6 @@ def test_with_its_own_node_dead_a_gateway_still_serves_from_peers(hosts: Holders
     assert at_once.is_all_of(digest)
     wait_until(lambda: hosts.bed.node(hosts.asking).state == DOWN, "the dead node's lease has run out")
     assert ask(hosts.asking, digest).is_all_of(digest)
-
-
-def status_of_a_read(host: Host, digest: Digest) -> grpc.StatusCode:
-    """Ask a node itself for a blob; tell how it answers."""
-    with grpc.insecure_channel(f"127.0.0.1:{host.node_port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
-        stub = node_pb2_grpc.BlobServiceStub(channel)
-        try:
-            next(stub.Read(node_pb2.ReadRequest(digest=str(digest)), timeout=5))
-        except grpc.RpcError as error:
-            return error.code()
-    return grpc.StatusCode.OK
 
 
 def test_a_draining_node_finishes_what_it_sends_and_starts_nothing_new(hosts: Holders) -> None:

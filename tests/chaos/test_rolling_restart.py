@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from statistics import median
@@ -12,9 +11,9 @@ import pytest
 
 from stafett.api.v1 import types_pb2
 from stafett.cli.local_cluster.cluster import Host
-from stafett.cli.local_cluster.processes import Process, wait_until
+from stafett.cli.local_cluster.processes import wait_until
 from tests.chaos.pullers import Pulling, Tally
-from tests.chaos.soak_bed import SoakBed, ended
+from tests.chaos.soak_bed import SoakBed, ended, events
 from tests.chaos.watchers import Watchers
 
 PUSHED_SECONDS = 0.5
@@ -23,12 +22,6 @@ SLOWEST_PUSH_SECONDS = 2.0
 GRACE_SECONDS = 20.0
 PULLS_BETWEEN = 4
 READY, DRAINING = "NODE_STATE_READY", "NODE_STATE_DRAINING"
-
-
-def events(process: Process) -> list[str]:
-    """Names of what the process has logged."""
-    lines = process.log.read_text("utf-8", "replace").splitlines()
-    return [str(json.loads(line).get("event")) for line in lines if line.startswith("{")]
 
 
 def failovers(host: Host) -> dict[str, float]:

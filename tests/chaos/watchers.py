@@ -69,9 +69,13 @@ class Watchers:
         allowed = {types_pb2.NodeState.Name(state) for state in states}
         return [seen for seen in self.seen if seen.state not in allowed]
 
+    def last(self, node: str) -> set[str]:
+        """What the trackers say of a node now; "" if one has said nothing."""
+        return {words[-1].state if words else "" for words in self._words(node)}
+
     def is_ready(self, node: str) -> bool:
         """Tell whether all trackers' last word of a node is READY."""
-        return all(words and words[-1].state == _READY for words in self._words(node))
+        return self.last(node) == {_READY}
 
     def out_of_service_after(self, node: str, since: float) -> float | None:
         """Seconds from `since` (monotonic) until the last tracker called a node not READY; None while one has not."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -26,14 +27,25 @@ def free_port() -> int:
 
 
 class ValkeyServer:
-    """One server process; `kill` and `start` keep the port. `options` replace the usual ones, a config file first."""
+    """One server process; `kill` and `start` keep the port.
 
-    def __init__(self, directory: Path, *, program: str = "", options: Sequence[str] = ()) -> None:
+    `options` replace the usual ones, a config file first; `environment` is added to ours.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        program: str = "",
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._directory = directory
         self._program = program or str(find_redis_server())
         self._options = options
+        self._environment = {**os.environ, **(environment or {})}
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
@@ -54,6 +66,7 @@ class ValkeyServer:
             "--port",
             str(self.port),
             *words[len(first) :],
+            env=self._environment,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )

@@ -994,8 +994,13 @@ class WatchResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     CHANGED_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Revision of the cluster's node states after this step."""
+    stale: _builtins.bool
+    """True when Redis is away from this tracker, so that it hears of no changes: another tracker may know better. Told at once when it
+    becomes true or false.
+    """
     @_builtins.property
     def snapshot(self) -> Global___NodeSnapshot:
         """All nodes: others are not known any more. Of two descriptions of one node the higher (epoch, sequence) counts."""
@@ -1010,10 +1015,11 @@ class WatchResponse(_message.Message):
         revision: _builtins.int = ...,
         snapshot: Global___NodeSnapshot | None = ...,
         changed: _types_pb2.Node | None = ...,
+        stale: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "message", b"message", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "message", b"message", "revision", b"revision", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "message", b"message", "revision", b"revision", "snapshot", b"snapshot", "stale", b"stale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["snapshot", "changed"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
@@ -1099,14 +1105,14 @@ class PeerOutcomes(_message.Message):
     stalled: _builtins.int
     """Streams that broke or fell silent."""
     overloaded: _builtins.int
-    """Streams refused for lack of a slot; nobody's fault."""
+    """Streams refused for lack of a slot; nobody's fault, but a sign of load."""
     first_byte_seconds: _builtins.float
     """Mean time to the first byte in seconds, of the streams that went well or were left as slow."""
     seconds_per_mib: _builtins.float
     """Mean seconds per MiB of the streams that went well or were left as slow."""
     @_builtins.property
     def corrupt_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Digests of which it sent wrong bytes."""
+        """Digests of which it had a part in wrong bytes: each is verified, and counts like one stream that failed."""
 
     def __init__(
         self,

@@ -109,7 +109,7 @@ async def test_an_error_of_our_own_ends_a_session_and_not_the_sessions() -> None
         return found
 
     async with scripted() as heard:
-        thread = SessionThread(f"ipv4:127.0.0.1:{heard.port}", None, IDENTITY, failing)
+        thread = SessionThread(Session(f"ipv4:127.0.0.1:{heard.port}", None, IDENTITY, failing))
         thread.start()
         await becomes(lambda: len(heard.sessions) == 2)
         await heartbeats(heard, 2)
@@ -240,7 +240,7 @@ async def test_nothing_is_lost_while_no_tracker_is_there() -> None:
 async def test_a_session_thread_keeps_a_node_located_in_a_real_cluster(valkey: ValkeyServer) -> None:
     async with tracker(valkey.url, lease_ttl_seconds=60.0) as running:
         await running.ready()
-        thread = SessionThread(f"ipv4:127.0.0.1:{running.port}", None, IDENTITY, sample)
+        thread = SessionThread(Session(f"ipv4:127.0.0.1:{running.port}", None, IDENTITY, sample))
         thread.start()
         thread.publish(sized(A, B), named(NAME))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Self
+from typing import Protocol, Self
 
 import grpc
 
@@ -20,6 +21,8 @@ from stafett.tracker.settings import TrackerSettings
 
 WITHIN_SECONDS = 20.0
 INTERVAL_SECONDS = 0.2
+SILENCE_SECONDS = 1.5
+"""A tracker that says nothing for so long is left for the next."""
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -114,21 +117,35 @@ async def tracker(redis_url: str, **changes: float) -> AsyncIterator[RunningTrac
         await running.stop()
 
 
+class Reachable(Protocol):
+    """A tracker, as far as a node needs one."""
+
+    @property
+    def stub(self) -> tracker_pb2_grpc.TrackerServiceAsyncStub: ...
+
+
 class Session:
     """A session stream, driven by hand."""
 
-    def __init__(self, at: RunningTracker, node_id: str, incarnation: int = 1, place: Topology | None = None) -> None:
+    def __init__(self, at: Reachable, node_id: str, incarnation: int = 1, place: Topology | None = None) -> None:
         self.node_id = node_id
         self.incarnation = incarnation
         self.place = place or Topology()
         self.call = at.stub.Session(timeout=120)
         self.sequence = 0
         self.epoch = 0
+        self.drain_orders: list[bool] = []
 
     async def send(self, **message: object) -> None:
         await self.call.write(tracker_pb2.SessionRequest(**message))  # type: ignore[arg-type]
 
     async def receive(self) -> tracker_pb2.SessionResponse:
+        """Take the next response; orders to drain or to go on are only written down."""
+        while (response := await self._next()).command.HasField("drain"):
+            self.drain_orders.append(response.command.drain.draining)
+        return response
+
+    async def _next(self) -> tracker_pb2.SessionResponse:
         try:
             async with asyncio.timeout(WITHIN_SECONDS):
                 response = await self.call.read()
@@ -188,6 +205,9 @@ class Session:
     async def end(self) -> None:
         """Half-close and wait for the end."""
         await self.call.done_writing()
+        with contextlib.suppress(SessionEnded):
+            while True:
+                await self.receive()
         await self.call.code()
 
     def cut(self) -> None:
@@ -208,12 +228,21 @@ class LivingNode:
     """A node that keeps a session with whichever tracker there is, and announces when it is told to."""
 
     def __init__(
-        self, trackers: Sequence[RunningTracker], node_id: str, digests: Sequence[Digest], place: Topology | None = None
+        self,
+        trackers: Sequence[Reachable],
+        node_id: str,
+        digests: Sequence[Digest],
+        place: Topology | None = None,
+        *,
+        interval_seconds: float = INTERVAL_SECONDS,
+        port: int = 7000,
     ) -> None:
         self._trackers = trackers
         self._node_id = node_id
         self._digests = digests
         self._place = place
+        self._interval_seconds = interval_seconds
+        self._port = port
         self.sessions = 0
 
     async def live(self) -> None:
@@ -230,12 +259,14 @@ class LivingNode:
                 session.cut()
 
     async def _keep(self, session: Session) -> None:
-        if await session.register(Inventory.of(self._digests)):
+        async with asyncio.timeout(SILENCE_SECONDS):
+            announce_all = await session.register(Inventory.of(self._digests), self._port)
+        if announce_all:
             await session.announce(*self._digests, reset=True)
         while True:
-            async with asyncio.timeout(1.5):
+            async with asyncio.timeout(SILENCE_SECONDS):
                 await session.beat()
-            await asyncio.sleep(INTERVAL_SECONDS)
+            await asyncio.sleep(self._interval_seconds)
 
 
 @asynccontextmanager

@@ -95,6 +95,9 @@ async def test_a_restarted_tracker_knows_everything_at_once(valkey: ValkeyServer
 async def test_a_killed_redis_gives_stale_answers_and_its_return_fresh_ones(valkey: ValkeyServer) -> None:
     async with tracker(valkey.url) as running, living(fleet([running], 5)):
         await await_holders(running, 5)
+        watch = running.stub.Watch(tracker_pb2.WatchRequest(), timeout=60)
+        steps = aiter(watch)
+        assert not (await anext(steps)).stale
         await valkey.kill()
 
         async def stale() -> bool:
@@ -106,10 +109,16 @@ async def test_a_killed_redis_gives_stale_answers_and_its_return_fresh_ones(valk
         listed = await running.stub.ListNodes(tracker_pb2.ListNodesRequest(), timeout=5)
         assert (len(listed.nodes), listed.stale) == (5, True)
         assert await health_of(running, SERVICE) == health_pb2.HealthCheckResponse.SERVING
-        watch = running.stub.Watch(tracker_pb2.WatchRequest(), timeout=60)
-        assert len((await anext(aiter(watch))).snapshot.nodes) == 5
-        watch.cancel()
+        while not (await anext(steps)).stale:
+            pass
+        late = running.stub.Watch(tracker_pb2.WatchRequest(), timeout=60)
+        first = await anext(aiter(late))
+        assert (len(first.snapshot.nodes), first.stale) == (5, True)
+        late.cancel()
         await valkey.start()
+        while (await anext(steps)).stale:
+            pass
+        watch.cancel()
         await await_holders(running, 5)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import grpc
 import pytest
 
@@ -20,8 +18,13 @@ async def report(at: RunningTracker, session: Session, **outcome: float) -> None
     await at.stub.ReportOutcomes(tracker_pb2.ReportOutcomesRequest(reporter="g1", outcomes=[met]), timeout=5)
 
 
+@pytest.fixture(autouse=True)
+def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas look every two seconds; here whenever they are asked."""
+    monkeypatch.setattr("stafett.tracker.health_view.FRESH_SECONDS", 0.0)
+
+
 async def scores(at: RunningTracker) -> dict[str, dict[str, float]]:
-    await asyncio.sleep(2.1)  # replicas look at most every two seconds
     nodes = await at.nodes()
     return {
         node.id: {**node.score.components, "total": node.score.total}
@@ -56,6 +59,28 @@ async def test_failures_and_slowness_lower_the_score_at_every_replica(valkey: Va
         assert by_name["slow"].score is not None
         assert by_name["slow"].score.seconds_per_mib == pytest.approx(0.4)
         assert by_name["good"].health is not None
+
+
+async def test_a_full_node_is_loaded_a_late_one_is_slow_and_one_that_had_a_part_in_wrong_bytes_has_failed(
+    valkey: ValkeyServer,
+) -> None:
+    async with tracker(valkey.url, lease_ttl_seconds=20) as at:
+        await at.ready()
+        usual, full, late, wrong = [Session(at, name) for name in ("usual", "full", "late", "wrong")]
+        for session in (usual, full, late, wrong):
+            await session.register()
+            await session.beat()
+        met = {"succeeded": 20, "first_byte_seconds": 0.01, "seconds_per_mib": 0.02}
+        await report(at, usual, **met)
+        await report(at, full, **met, overloaded=20)
+        await report(at, late, **{**met, "first_byte_seconds": 0.5})
+        await report(at, wrong, **met, corrupt_digests=[str(D)])  # type: ignore[arg-type]
+        seen = await scores(at)
+        assert seen["full"]["load"] < 0.6 < seen["usual"]["load"]
+        assert seen["full"]["outcomes"] > 0.99, "to be full is no failure"
+        assert seen["late"]["speed"] < 0.6 < seen["usual"]["speed"]
+        assert seen["wrong"]["outcomes"] < 0.97 < seen["usual"]["outcomes"]
+        assert seen["usual"]["total"] > max(seen[name]["total"] for name in ("full", "late", "wrong"))
 
 
 async def test_what_was_met_under_an_older_session_is_dropped(valkey: ValkeyServer) -> None:

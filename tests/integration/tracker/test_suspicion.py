@@ -115,6 +115,73 @@ async def test_reports_about_a_node_that_answers_its_probe_change_nothing(valkey
         assert await at.state("n1") is NodeState.READY
 
 
+async def told(session: Session, draining: bool) -> None:
+    """Send heartbeats until the node knows the operator's wish."""
+
+    async def known() -> bool:
+        await session.beat()
+        return session.drain_orders[-1:] == [draining]
+
+    await eventually(known)
+
+
+async def drained(at: RunningTracker, node_id: str) -> Session:
+    """Open a session, and have the node drained by an operator."""
+    session = Session(at, node_id)
+    await session.register()
+    await at.stub.DrainNode(tracker_pb2.DrainNodeRequest(node_id=node_id, draining=True), timeout=5)
+    await wait_state(at, node_id, NodeState.DRAINING)
+    await told(session, True)
+    return session
+
+
+async def test_an_operators_drain_outlives_the_loss_of_all_data(valkey: ValkeyServer) -> None:
+    async with tracker(valkey.url, lease_ttl_seconds=30, heartbeat_interval_seconds=10) as at:
+        await at.ready()
+        await drained(at, "n1")
+        await valkey.flush()
+        again = Session(at, "n1")
+        await again.register()
+        await told(again, True)
+
+        async def seen() -> bool:
+            return (await at.nodes())["n1"].epoch == again.epoch
+
+        await eventually(seen)
+        node = (await at.nodes())["n1"]
+        assert node.state is NodeState.DRAINING
+        assert node.reason.startswith("drained by an operator")
+        await at.stub.DrainNode(tracker_pb2.DrainNodeRequest(node_id="n1", draining=False), timeout=5)
+        await wait_state(at, "n1", NodeState.READY)
+        await told(again, False)
+
+
+async def test_an_operators_drain_outlives_the_lease_but_not_the_process(valkey: ValkeyServer) -> None:
+    async with tracker(valkey.url) as at:
+        await at.ready()
+        await drained(at, "n1")
+        await wait_state(at, "n1", NodeState.DOWN)
+        again = Session(at, "n1")
+        await again.register()
+        await told(again, True)
+        await wait_state(at, "n1", NodeState.DRAINING)
+        restarted = Session(at, "n1", incarnation=2)
+        await restarted.register()
+        await told(restarted, False)
+        await wait_state(at, "n1", NodeState.READY)
+
+
+async def test_a_node_that_moved_while_its_drain_was_revoked_hears_of_it(valkey: ValkeyServer) -> None:
+    async with tracker(valkey.url, lease_ttl_seconds=30, heartbeat_interval_seconds=10) as at:
+        await at.ready()
+        (await drained(at, "n1")).cut()
+        await at.stub.DrainNode(tracker_pb2.DrainNodeRequest(node_id="n1", draining=False), timeout=5)
+        moved = Session(at, "n1")
+        await moved.register()
+        await told(moved, False)
+        assert await at.state("n1") is NodeState.READY
+
+
 async def test_an_operator_drains_a_node_and_brings_it_back(valkey: ValkeyServer) -> None:
     async with tracker(valkey.url, lease_ttl_seconds=30, heartbeat_interval_seconds=10) as at:
         await at.ready()
@@ -122,14 +189,10 @@ async def test_an_operator_drains_a_node_and_brings_it_back(valkey: ValkeyServer
         await session.register()
         await at.stub.DrainNode(tracker_pb2.DrainNodeRequest(node_id="n1", draining=True), timeout=5)
         await wait_state(at, "n1", NodeState.DRAINING)
-        await session.beat()
-        assert (await session.receive()).command.drain.draining
+        await told(session, True)
         await at.stub.DrainNode(tracker_pb2.DrainNodeRequest(node_id="n1", draining=False), timeout=5)
         await wait_state(at, "n1", NodeState.READY)
-        await session.beat()
-        order = (await session.receive()).command
-        assert order.HasField("drain")
-        assert not order.drain.draining
+        await told(session, False)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await at.stub.DrainNode(tracker_pb2.DrainNodeRequest(node_id="nobody", draining=True), timeout=5)
         assert refused.value.code() is grpc.StatusCode.NOT_FOUND

@@ -237,3 +237,12 @@ async def test_what_is_waited_for_a_parent_without_bytes_is_counted() -> None:
             await asyncio.wait_for(anext(pieces), 0.3)
         await pieces.aclose()
         assert parts.seats.patience_seconds("reg/app") < PATIENCE_SECONDS - 0.2
+
+
+async def test_a_node_that_is_too_busy_to_answer_once_costs_no_claim() -> None:
+    async with bed({}, [Fetch(7), Fetch(7), Refused("done")]) as parts:
+        parts.own.states = [Unavailable("own node", "busy"), Receiving(SIZE, 500, 1), Receiving(SIZE, SIZE, 0)]
+        parts.tracker.again_after_seconds = 0.0
+        with pytest.raises(BlobUnknown):
+            await parts.pull()
+    assert parts.told[-1] == (Phase.DONE, SIZE)

@@ -6,14 +6,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import pytest
-from opentelemetry import trace
+from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.util.types import AttributeValue
 
-from stafett.common.errors import BlobUnknown
+from stafett.common.errors import BlobUnknown, CorruptContent
 from stafett.common.relaying import Fetch, Refused
+from stafett.common.tracing import for_pull, pull_of
 from stafett.gateway import pull_trace
 from stafett.gateway.byte_range import Span
 from stafett.gateway.transfer import Transfer
@@ -135,3 +136,17 @@ async def test_without_traces_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(pull_trace, "TRACER", None)
     async with relay({"n1": Script(CONTENT, breaks_at=CHUNK), "n2": Script(CONTENT)}) as plain:
         assert await test_relay.pulled(plain) == CONTENT
+
+
+async def test_wrong_bytes_are_an_event_and_keep_the_pull(traced: Traced) -> None:
+    token = context.attach(for_pull(context.get_current()))
+    try:
+        async with relay({"liar": Script(bytes(len(CONTENT)))}) as lying:
+            with traced.request(), pytest.raises(CorruptContent):
+                await test_relay.pulled(lying)
+        pull = pull_of()
+    finally:
+        context.detach(token)
+    assert traced.told("stafett.wrong_bytes") == [{"stafett.holders": ("liar",)}]
+    assert pull is not None
+    assert pull.kept

@@ -25,11 +25,11 @@ samples = st.builds(
     st.floats(0, 1e6),
     st.booleans(),
 )
-experiences = st.builds(Experience, share, st.floats(0, 10), st.floats(0, 10), st.floats(0, 1e6))
+experiences = st.builds(Experience, share, share, st.floats(0, 10), st.floats(0, 10), st.floats(0, 1e6))
 vitals = st.builds(Vitals, st.floats(-1, 1), samples | st.none(), experiences | st.none(), st.integers(0, 100))
 
 
-@given(vitals, st.floats(0, 10))
+@given(vitals, st.floats(0, 100))
 def test_scores_and_their_components_are_between_0_and_1(known: Vitals, usual: float) -> None:
     rated = score(known, usual, DEFAULT_WEIGHTS)
     assert 0 < rated.total <= 1
@@ -51,7 +51,9 @@ def test_a_fit_node_that_nothing_bad_is_known_of_is_nearly_perfect() -> None:
         ("disk", {"sample": replace(FIT, disk_errors=10)}),
         ("disk", {"sample": replace(FIT, store_available=False)}),
         ("outcomes", {"experience": Experience(success=0.3)}),
+        ("load", {"experience": Experience(room=0.3)}),
         ("speed", {"experience": Experience(seconds_per_mib=0.5)}),
+        ("speed", {"experience": Experience(first_byte_seconds=1.0, seconds_per_mib=0.05)}),
         ("stability", {"sample": replace(FIT, uptime_seconds=0)}),
         ("stability", {"flaps": 3}),
     ],
@@ -59,9 +61,9 @@ def test_a_fit_node_that_nothing_bad_is_known_of_is_nearly_perfect() -> None:
 def test_each_component_falls_for_its_own_reason_and_takes_the_score_with_it(
     component: str, worse: dict[str, object]
 ) -> None:
-    fit = Vitals(1.0, FIT, Experience(1.0, 0.01, 0.05))
-    good = score(fit, 0.05, DEFAULT_WEIGHTS)
-    bad = score(replace(fit, **worse), 0.05, DEFAULT_WEIGHTS)  # type: ignore[arg-type]
+    fit = Vitals(1.0, FIT, Experience(first_byte_seconds=0.01, seconds_per_mib=0.05))
+    good = score(fit, 0.41, DEFAULT_WEIGHTS)
+    bad = score(replace(fit, **worse), 0.41, DEFAULT_WEIGHTS)  # type: ignore[arg-type]
     assert bad.components[component] < 0.7 * good.components[component]
     assert bad.total < good.total
     assert {name for name in DEFAULT_WEIGHTS if bad.components[name] < good.components[name]} == {component}

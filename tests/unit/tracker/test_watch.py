@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import cast
 
 from stafett.common.cluster import Address, Node, NodeState
+from stafett.common.errors import Unavailable
 from stafett.tracker.membership import WATCH_QUEUE_MAX, Membership
 from stafett.tracker.membership_store import Change, MembershipStore, Scan, Snapshot
 from stafett.tracker.proximity import Member
@@ -23,11 +24,14 @@ class ScriptedStore:
     def __init__(self, *members: Member, revision: int = 10) -> None:
         self.current = Snapshot("g1", revision, {each.node.id: each for each in members})
         self.events: asyncio.Queue[Change] = asyncio.Queue()
+        self.away = False
 
     async def snapshot(self) -> Snapshot:
         return self.current
 
     async def events_after(self, revision: int) -> list[Change]:
+        if self.away:
+            raise Unavailable("Redis", "killed")
         try:
             async with asyncio.timeout(0.01):
                 return [await self.events.get()]
@@ -106,7 +110,7 @@ async def test_after_a_loss_of_data_the_old_view_stays_until_the_nodes_had_time_
     async with view(store, refill_seconds=0.3) as membership, aclosing(membership.watch()) as steps:
         await anext(steps)
         store.current = Snapshot("g2", 1, {"a": member("a", 2)})
-        membership.observe(Scan("g2", 0, 0, 0, 0, False, False, ()))
+        membership.observe(Scan("g2", 0, 0, 0, 0, 0, False, False, ()))
         assert membership.refilling
         kept = await anext(steps)
         assert (kept.snapshot, kept.revision, len(kept.nodes)) == (True, 0, 2)
@@ -121,5 +125,15 @@ async def test_a_smaller_revision_calls_for_a_new_snapshot() -> None:
     store = ScriptedStore(member("a", 1))
     async with view(store) as membership:
         store.current = Snapshot("g1", 7, {"b": member("b", 1)})
-        membership.observe(Scan("g1", 7, 0, 0, 0, False, False, ()))
+        membership.observe(Scan("g1", 7, 0, 0, 0, 0, False, False, ()))
         await until(lambda: set(membership.members) == {"b"})
+
+
+async def test_watchers_hear_at_once_that_redis_is_away_and_that_it_is_back() -> None:
+    store = ScriptedStore(member("a", 1))
+    async with view(store) as membership, aclosing(membership.watch()) as steps:
+        assert (await anext(steps)).snapshot
+        for store.away in (True, False):
+            step = await anext(steps)
+            assert (step.nodes, membership.stale) == ((), store.away)
+        assert "a" in membership.members
