@@ -149,7 +149,7 @@ manifests: $(HELM)/.ready ## regenerate deploy/kubernetes from the Helm chart, a
 	python deploy/kubernetes/render.py $(HELM)/helm-4
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-E2E_PACKAGES := containerd curl docker-registry redis-server skopeo podman nginx-light iproute2 nftables prometheus python3-venv systemd
+E2E_PACKAGES := containerd curl docker-registry faketime redis-server skopeo podman nginx-light iproute2 nftables prometheus python3-venv systemd
 .PHONY: deps-e2e
 deps-e2e: ## install what the end-to-end tests need (Debian packages, not started as services; Helm)
 	@$(MAKE) debian PACKAGES="$(E2E_PACKAGES)"

@@ -12,6 +12,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Self
 
 import grpc
 
@@ -55,7 +56,7 @@ class SoakBed:
         self.containerd_host: Host | None = None
         self.containerd_in_use = threading.Lock()
 
-    def __enter__(self) -> SoakBed:
+    def __enter__(self) -> Self:
         with ExitStack() as undo:
             undo.enter_context(self.cluster)
             self._start()

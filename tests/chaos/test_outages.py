@@ -22,7 +22,7 @@ from tests.chaos.watchers import Watchers
 
 OUTAGE_SECONDS = 5.0
 """Longer than a lease."""
-PULLS = 5
+PULLS = 3
 DOWN_SECONDS = 25.0
 CROWD_SECONDS = 40.0
 ABSENT = Digest.of(b"nobody has this")

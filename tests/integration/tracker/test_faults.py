@@ -8,9 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from redis.asyncio import Redis
 
-from stafett.api.v1 import tracker_pb2, types_pb2
+from stafett.api.v1 import tracker_pb2
 from stafett.common.cluster import NodeState
 from stafett.common.digest import Digest
 from stafett.common.errors import StartupFailed
@@ -200,69 +199,3 @@ async def test_the_master_is_found_through_a_sentinel(valkey: ValkeyServer, tmp_
 
         await eventually(held)
         session.cut()
-
-
-async def test_nothing_fails_while_a_sentinel_promotes_the_replica_of_a_killed_redis(
-    valkey: ValkeyServer, tmp_path: Path
-) -> None:
-    plain = ["--bind", "127.0.0.1", "--save", "", "--repl-diskless-sync-delay", "0", "--dir", str(tmp_path)]
-    replica = ValkeyServer(tmp_path, options=[*plain, "--replicaof", "127.0.0.1", str(valkey.port)])
-    config = tmp_path / "sentinel.conf"
-    lines = (
-        "bind 127.0.0.1",
-        f"sentinel monitor main 127.0.0.1 {valkey.port} 1",
-        "sentinel down-after-milliseconds main 1000",
-        "sentinel failover-timeout main 5000",
-    )
-    config.write_text("\n".join(lines) + "\n")
-    sentinel = ValkeyServer(tmp_path, options=[str(config), "--sentinel"])
-    url = f"redis+sentinel://127.0.0.1:{sentinel.port}/main/0"
-    async with replica, sentinel, tracker(url, lease_ttl_seconds=4) as one, tracker(url, lease_ttl_seconds=4) as two:
-        nodes = fleet([one, two], 20)
-        async with living(nodes):
-            await await_holders(one, 20)
-            await await_holders(two, 20)
-            await _replicated(valkey, replica)
-            watch = one.stub.Watch(tracker_pb2.WatchRequest(), timeout=120)
-            fallen: list[str] = []
-
-            async def note_falls() -> None:
-                async for step in watch:
-                    fell = step.HasField("changed") and step.changed.state == types_pb2.NODE_STATE_DOWN
-                    fallen.extend([step.changed.id] if fell else [])
-
-            watching = asyncio.create_task(note_falls())
-            await valkey.kill()
-
-            async def fresh_again() -> bool:
-                answers = [await at.locate(B, most=64) for at in (one, two)]
-                assert {len(holders) for holders, _ in answers} == {20}, "no answer is ever short"
-                return not any(stale for _, stale in answers)
-
-            async def went_stale() -> bool:
-                return (await one.locate(B, most=64))[1]
-
-            await eventually(went_stale)
-            await eventually(fresh_again)
-            newcomer = Session(two, "newcomer")
-            await newcomer.register()
-            await newcomer.announce(B, reset=True)
-
-            async def found() -> bool:
-                return "newcomer" in await two.holder_ids(B)
-
-            await eventually(found)
-            await asyncio.sleep(5.0)  # a lease time and more
-            assert fallen == [] or set(fallen) == {"newcomer"}
-            assert {node.state for node in (await one.nodes()).values() if node.id != "newcomer"} == {NodeState.READY}
-            newcomer.cut()
-            watching.cancel()
-            watch.cancel()
-
-
-async def _replicated(master: ValkeyServer, replica: ValkeyServer) -> None:
-    async def equal() -> bool:
-        async with Redis.from_url(master.url) as source, Redis.from_url(replica.url) as copy:
-            return bool(await source.dbsize() == await copy.dbsize() > 0)
-
-    await eventually(equal)

@@ -38,7 +38,14 @@ from stafett.tracker.membership import Membership
 from stafett.tracker.membership_store import Due, MembershipStore, Registration, Renewal, Scan
 from stafett.tracker.proximity import Member
 from stafett.tracker.redis_link import RedisLink, RedisPlace
-from tests.integration.tracker.liveness_model import INTERVAL, LISTED_MAX, TTL, Cluster
+from tests.integration.tracker.liveness_model import (
+    BROKEN_GRACE,
+    INTERVAL,
+    LISTED_MAX,
+    REPORT_WINDOW,
+    TTL,
+    Cluster,
+)
 from tests.integration.valkey import ValkeyServer
 
 EPOCH_MS = 1_900_000_000_000
@@ -180,12 +187,15 @@ class LivenessMachine(RuleBasedStateMachine):
         renewed = self.run(self.nodes.renew([Renewal(*session, None) for session in sessions]))
         assert renewed == [self.model.renew(*session) for session in sessions]
 
-    @rule(who=some, age=AGES)
-    def streams_break(self, who: set[str], age: int) -> None:
-        for name in who:
+    @rule(who=some, age=AGES, judged=st.booleans())
+    def streams_break(self, who: set[str], age: int, judged: bool) -> None:
+        for name in sorted(who):
             session = self.session(name, age)
             self.run(self.nodes.note_broken(*session))
             self.model.note_broken(*session)
+        if judged:
+            self.model.now += BROKEN_GRACE
+            self.replica_judges(who)
 
     @rule(name=names, age=AGES, event=DRAINS | st.just(Event.LEFT))
     def is_told(self, name: str, age: int, event: Event) -> None:
@@ -386,3 +396,13 @@ def test_what_another_replica_has_decided_is_held_back_by_the_guard_and_void_aft
     machine.all_beat({verdict[0].node_id})
     machine.replica_judges_late(verdict)
     assert down(machine) == {verdict[0].node_id}
+
+
+@pytest.mark.needs_program("faketime")
+def test_reports_count_for_five_seconds_each(machine: LivenessMachine) -> None:
+    reporters = []
+    for reporter in ("g", "h", "h"):
+        machine.gateway_reports(NAMES[:2], reporter)
+        reporters.append(machine.model.report(NAMES[:1], reporter)[0])
+        machine.time_passes(REPORT_WINDOW // 2)
+    assert reporters == [1, 2, 1]
