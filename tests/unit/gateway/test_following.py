@@ -23,7 +23,7 @@ from stafett.gateway.outcomes import Outcomes
 from stafett.gateway.ports import Receiving, RelayAnswer, RelayAsk, RelayFollow
 from stafett.gateway.quarantine import Quarantine
 from stafett.gateway.relay import Relay
-from stafett.gateway.seats import PATIENCE_SECONDS, TREES_REST_SECONDS, Seats
+from stafett.gateway.seats import LOOKS, PATIENCE_SECONDS, TREES_REST_SECONDS, Seats
 from stafett.gateway.selection import Asking, nearest
 from stafett.gateway.transfer import Transfer
 from tests.unit.gateway.cluster import CHUNK, FakePeers, FakeTracker, Script, content_of, holder, node
@@ -130,9 +130,10 @@ async def test_a_claim_sends_the_client_upstream_and_its_growth_is_told() -> Non
     assert "stafett_gateway_upstream_saved_bytes_total 0.0" in shown
 
 
-async def test_a_fetch_that_is_given_up_is_told() -> None:
+@pytest.mark.parametrize("end", [None, Unavailable("own node", "killed")])
+async def test_a_fetch_that_is_given_up_or_that_nobody_can_watch_any_more_is_told(end: Unavailable | None) -> None:
     async with bed({}, [Fetch(7), Refused("left")]) as parts:
-        parts.own.states = [None]
+        parts.own.states = [end] * LOOKS
         with pytest.raises(BlobUnknown):
             await parts.pull()
     assert parts.told == [(Phase.ENTER, 0), (Phase.LEAVE, 0)]
