@@ -83,9 +83,12 @@ def test_the_walk_notices_hosts_that_get_nothing_from_peers(engine: Engine, walk
 def test_a_replica_of_redis_takes_over(engine: Engine, walked: str) -> None:
     engine.run("docker-compose", "kill", "redis-1")
     master = ("exec", "-T", "sentinel-1", "redis-cli", "-p", "26379", "sentinel", "get-master-addr-by-name", "stafett")
-    wait_until(lambda: "redis-2" in engine.run("docker-compose", *master).stdout, "redis-2 is the master", SECONDS)
+    wait_until(lambda: ".12\n" in engine.run("docker-compose", *master).stdout, "redis-2 is the master", SECONDS)
     wait_until(lambda: not nodes(engine)["stale"], "the trackers use it", SECONDS)
     wait_until(lambda: ready(engine) == ["host-1", "host-2", "host-3"], "all hosts are ready there", SECONDS)
+    engine.run("docker-compose", "up", "--detach", "redis-1")
+    role = ("exec", "-T", "redis-1", "redis-cli", "role")
+    wait_until(lambda: engine.run("docker-compose", *role).stdout.startswith("slave"), "redis-1 follows it", SECONDS)
 
 
 def test_prometheus_reaches_every_part(engine: Engine, walked: str) -> None:
