@@ -100,7 +100,7 @@ class TreeSources:
         done = finished and self.position == self._state.size_bytes
         if self._asks and not self._fetching and (done or not self._seats.busy(self._digest)):
             self._seats.tell(self._told(Phase.DONE if done else Phase.LEAVE))
-        if self._ancestors and not self._seats.busy(self._digest):
+        if self._ancestors and not done and not self._seats.busy(self._digest):
             await self._note_ancestors(())
 
     async def _ask_until_told(self) -> Candidate:
@@ -112,8 +112,9 @@ class TreeSources:
                 answer, _ = await self._seats.tracker.relay(self._told(Phase.ENTER))
             except Unavailable as error:
                 log.info("no_tree", digest=str(self._digest), reason=error.reason)
-                self._relay.locator.rest()
+                self._seats.note_answer(answered=False)
                 return await self._ranked.next()
+            self._seats.note_answer(answered=True)
             if isinstance(answer, Wait) and self.position == 0:
                 self._seats.note_wait(self._image, time.monotonic() - asked_at)
                 if not self._seats.patience_seconds(self._image):

@@ -28,6 +28,9 @@ GROWTH_WAIT_SECONDS = 1.0
 LOOKS = 3
 LOOK_PAUSE_SECONDS = 0.2
 """A claim is given up only if the own node has not answered so often: another host would fetch the blob once more."""
+SILENCES_MAX = 3
+TREES_REST_SECONDS = 4.0
+"""After so many questions in a row without an answer nobody asks for a tree for so long: about what one costs."""
 PATIENCE_SECONDS = 15.0
 """So long the clients of one image wait for first bytes in all; then they are sent elsewhere."""
 PATIENCE_BACK_SECONDS = 60.0
@@ -74,7 +77,20 @@ class Seats:
         self._telling: dict[Digest, asyncio.Task[None]] = {}
         self._receiving: Counter[Digest] = Counter()
         self._patience: dict[str, _Patience] = {}
+        self._silences = 0
+        self._rest_until = -math.inf
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def trackers_rest(self) -> bool:
+        """Whether the trackers have just not answered, so that asking them for a tree would only cost time."""
+        return self._clock() < self._rest_until
+
+    def note_answer(self, *, answered: bool) -> None:
+        """Note whether the trackers have answered a question; one that is late is no reason to ask no more."""
+        self._silences = 0 if answered else self._silences + 1
+        if self._silences >= SILENCES_MAX:
+            self._rest_until = self._clock() + TREES_REST_SECONDS
 
     def busy(self, digest: Digest) -> bool:
         """Tell whether another client of this host is already getting the blob."""

@@ -41,7 +41,7 @@ class Sourcing:
         pull_trace.event("stafett.located", holders=len(candidates))
         small = bool(candidates) and agreed_size(candidates) < SMALL_BYTES
         follow = self._follow and receiving and not small and not (ranged and candidates)
-        if follow and self._relay.locator.tracker_reachable:
+        if follow and not self._seats.trackers_rest:
             tree = await self._tree(digest, image)
             if tree is not None:
                 return tree

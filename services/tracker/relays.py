@@ -18,7 +18,7 @@ import structlog
 from stafett.common.cluster import NodeState
 from stafett.common.digest import Digest
 from stafett.common.errors import Unavailable
-from stafett.common.relaying import Refused, Wait
+from stafett.common.relaying import Phase, Refused, Wait
 from stafett.common.topology import Topology
 from stafett.tracker.lookup import Lookup, Question
 from stafett.tracker.membership import Membership
@@ -156,8 +156,8 @@ class Relays:
             self._learn(desk.tree, asks)
             if time.time() - desk.saved_at > KEEP_SECONDS / 4:
                 desk.tree.changed.add(CLAIM)  # a tree that does not change must not run out in Redis
-            if not desk.tree.changed:
-                return answers
+            if not desk.tree.changed or (CLAIM not in desk.tree.changed and not _seek(asks)):
+                return answers  # farewells are saved with the next change
             try:
                 if await self._save(digest, desk.tree):
                     desk.saved_at = time.time()
@@ -189,8 +189,9 @@ class Relays:
         desk.complete = {
             zone: found for zone, found in desk.complete.items() if now - found[0] <= COMPLETE_FRESH_SECONDS
         }
-        for zone, place in {zone_of(ask.place): ask.place for ask in asks}.items():
-            if zone not in desk.complete:
+        for zone, place in {zone_of(ask.place): ask.place for ask in _seek(asks)}.items():
+            all_known = any(len(near) < HOLDERS for _, near in desk.complete.values())
+            if zone not in desk.complete and not all_known:
                 [holders], _ = await self._lookup.locate([digest], Question("", place, HOLDERS))
                 desk.complete[zone] = now, {holder.node.id: holder.node.topology for holder in holders}
         complete = {name: place for _, near in desk.complete.values() for name, place in near.items()}
@@ -216,6 +217,11 @@ class Relays:
         members = self._membership.members
         flapping = {ask.node_id for ask in asks if ask.node_id in members and members[ask.node_id].node.flaps}
         return flapping | {node_id for node_id, until in self._slow_until.items() if until > now}
+
+
+def _seek(asks: Sequence[Ask]) -> Sequence[Ask]:
+    """Choose those who get the blob from somebody, or want to."""
+    return [ask for ask in asks if ask.phase in (Phase.ENTER, Phase.STAY)]
 
 
 def _settle(line: Iterable[_Asked], answer: Callable[[Ask], Answer]) -> None:

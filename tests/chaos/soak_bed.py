@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -53,6 +54,7 @@ class SoakBed:
         self.holders: list[Host] = []
         self.clients: list[Host] = []
         self.containerd_host: Host | None = None
+        self.containerd_in_use = threading.Lock()
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
@@ -128,16 +130,22 @@ class SoakBed:
         """Start a host's gateway (again)."""
         return self.cluster.start_gateway(host)
 
-    def http_pullers(self, tally: Tally, *, each: int = 2, passes_over: bool = False) -> list[HttpPuller]:
-        """Clients of the gateways: as containerd, and as one without fallback; `passes_over`: to the next gateway."""
+    def http_pullers(
+        self, tally: Tally, *, each: int = 2, passes_over: bool = False, resumes: Container[int] = ()
+    ) -> list[HttpPuller]:
+        """Clients of the gateways: as containerd, and as one without fallback; `passes_over`: to the next gateway.
+
+        Those on the hosts with a number in `resumes` also get the rest from the next gateway when theirs dies.
+        """
         agents = ("containerd/2.1.0", "Go-http-client/1.1")
         ports = [host.gateway_port for host in self.clients]
         return [
             HttpPuller(
                 f"http{place}.{number}",
-                [*ports[place:], *ports[:place]] if passes_over else [ports[place]],
+                [*ports[place:], *ports[:place]] if passes_over or place in resumes else [ports[place]],
                 tally,
                 user_agent=agents[number % 2],
+                resumes=place in resumes,
             )
             for place in range(len(ports))
             for number in range(each)
@@ -146,7 +154,9 @@ class SoakBed:
     def containerd_pullers(self, tally: Tally) -> list[ContainerdPuller]:
         """One real containerd, where it can run."""
         host = self.containerd_host
-        return [ContainerdPuller(host.name, host.containerd, tally)] if host and host.containerd else []
+        if host is None or host.containerd is None:
+            return []
+        return [ContainerdPuller(host.name, host.containerd, tally, self.containerd_in_use)]
 
     def digests(self) -> list[Digest]:
         """Everything that holders have."""

@@ -24,6 +24,7 @@ class Kind(Enum):
     REFUSE = "its connections are reset, new ones refused"
     CUT = "its connections are reset once"
     SWALLOW = "its bytes vanish on the way"
+    CORRUPT = "one of its blobs is wrong on its disk"
 
 
 LASTS_SECONDS: Mapping[Kind, tuple[float, float]] = {
@@ -34,6 +35,7 @@ LASTS_SECONDS: Mapping[Kind, tuple[float, float]] = {
     Kind.REFUSE: (0.5, 4.0),
     Kind.CUT: (0.1, 0.1),
     Kind.SWALLOW: (0.5, 5.0),
+    Kind.CORRUPT: (3.0, 6.0),
 }
 
 
@@ -80,7 +82,8 @@ def plan(seed: int, seconds: float, groups: Sequence[Group]) -> tuple[Fault, ...
     while now + SETTLE_SECONDS + QUIET_END_SECONDS < seconds:
         choices = list(_possible(now, faults, groups))
         if choices:
-            group, part, kind = rng.choice(choices)
+            what = rng.choice(list(dict.fromkeys((group.name, kind) for group, _, kind in choices)))
+            group, part, kind = rng.choice([each for each in choices if (each[0].name, each[2]) == what])
             fault = Fault(now, group.name, part, kind, now + rng.uniform(*LASTS_SECONDS[kind]))
             if fault.settled_at + QUIET_END_SECONDS <= seconds:
                 faults.append(fault)

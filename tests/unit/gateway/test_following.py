@@ -23,7 +23,7 @@ from stafett.gateway.outcomes import Outcomes
 from stafett.gateway.ports import Receiving, RelayAnswer, RelayAsk, RelayFollow
 from stafett.gateway.quarantine import Quarantine
 from stafett.gateway.relay import Relay
-from stafett.gateway.seats import PATIENCE_SECONDS, Seats
+from stafett.gateway.seats import LOOKS, PATIENCE_SECONDS, TREES_REST_SECONDS, Seats
 from stafett.gateway.selection import Asking, nearest
 from stafett.gateway.transfer import Transfer
 from tests.unit.gateway.cluster import CHUNK, FakePeers, FakeTracker, Script, content_of, holder, node
@@ -101,7 +101,7 @@ def follow(name: str, *ancestors: str) -> RelayFollow:
 async def test_the_named_parent_is_followed_and_the_end_is_told() -> None:
     async with bed({"n1": Script(CONTENT)}, [Wait(), follow("n1", "n0"), Refused("done")]) as parts:
         assert await parts.pull() == CONTENT
-    assert parts.own.ancestors == [("n1", "n0"), ()]
+    assert parts.own.ancestors == [("n1", "n0")]
     assert parts.told == [(Phase.ENTER, 0), (Phase.ENTER, 0), (Phase.DONE, SIZE)]
 
 
@@ -130,9 +130,10 @@ async def test_a_claim_sends_the_client_upstream_and_its_growth_is_told() -> Non
     assert "stafett_gateway_upstream_saved_bytes_total 0.0" in shown
 
 
-async def test_a_fetch_that_is_given_up_is_told() -> None:
+@pytest.mark.parametrize("end", [None, Unavailable("own node", "killed")])
+async def test_a_fetch_that_is_given_up_or_that_nobody_can_watch_any_more_is_told(end: Unavailable | None) -> None:
     async with bed({}, [Fetch(7), Refused("left")]) as parts:
-        parts.own.states = [None]
+        parts.own.states = [end] * LOOKS
         with pytest.raises(BlobUnknown):
             await parts.pull()
     assert parts.told == [(Phase.ENTER, 0), (Phase.LEAVE, 0)]
@@ -245,3 +246,16 @@ async def test_a_node_that_is_too_busy_to_answer_once_costs_no_claim() -> None:
         with pytest.raises(BlobUnknown):
             await parts.pull()
     assert parts.told[-1] == (Phase.DONE, SIZE)
+
+
+async def test_trackers_that_do_not_answer_three_questions_are_left_alone_for_a_moment() -> None:
+    now = [100.0]
+    async with asyncio.TaskGroup() as group:
+        seats = Seats(FakeTracker(), FakeOwnHost(), group, GatewayMetrics(), lambda: now[0])
+        resting = []
+        for answered in (False, False, True, False, False, False):
+            seats.note_answer(answered=answered)
+            resting.append(seats.trackers_rest)
+        now[0] += TREES_REST_SECONDS
+        resting.append(seats.trackers_rest)
+    assert resting == [False] * 5 + [True, False]
