@@ -406,3 +406,11 @@ def test_reports_count_for_five_seconds_each(machine: LivenessMachine) -> None:
         reporters.append(machine.model.report(NAMES[:1], reporter)[0])
         machine.time_passes(REPORT_WINDOW // 2)
     assert reporters == [1, 2, 1]
+
+
+@pytest.mark.needs_program("faketime")
+def test_an_operators_order_counts_though_the_node_drains_already(machine: LivenessMachine) -> None:
+    for event in (Event.DRAIN_ANNOUNCED, Event.DRAIN_ORDERED):
+        machine.is_told("n0", 0, event)
+        machine.redis_knows_what_the_model_knows()
+    assert machine.view.members["n0"].drain_ordered
