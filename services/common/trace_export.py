@@ -12,10 +12,13 @@ from os import environ
 
 import structlog
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import DEFAULT_OFF, AlwaysRecordSampler
+from opentelemetry.sdk.trace.sampling import DEFAULT_OFF, AlwaysRecordSampler, Decision, SamplingResult
+from opentelemetry.trace import Link, SpanKind, TraceState
+from opentelemetry.util.types import Attributes
 
 from stafett.common.trace_keeping import KeepFailed
 
@@ -38,13 +41,32 @@ def start(service: str, instance: str) -> TracerProvider:
     provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
     batches = BatchSpanProcessor(ExportWatch(_exporter()))
     if service == BEGINS_TRACES:
-        provider.sampler = AlwaysRecordSampler(provider.sampler)
+        provider.sampler = _AlwaysRecord(provider.sampler)
         provider.add_span_processor(KeepFailed(batches))
     else:
         provider.sampler = DEFAULT_OFF
         provider.add_span_processor(batches)
     trace.set_tracer_provider(provider)
     return provider
+
+
+class _AlwaysRecord(AlwaysRecordSampler):
+    """The SDK's own one makes the spans that it rescues without the attributes that they begin with."""
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        result = super().should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+        if result.attributes or result.decision is not Decision.RECORD_ONLY:
+            return result
+        return SamplingResult(result.decision, attributes, result.trace_state)
 
 
 def _exporter() -> SpanExporter:

@@ -130,16 +130,22 @@ def test_of_pulls_that_are_not_sampled_one_with_a_failover_is_exported_and_who_t
             answer, _ = traced.get(not_sampled(plain), f"/v2/lib/app/blobs/sha256:{'0' * 64}?ns=reg.test")
             assert (answer.status, answer.headers["Stafett-Trace-Id"]) == (404, plain)
             traced.pull_with_failover(not_sampled(failing))
-            spans = arrived(received, failing)
+            arrived(received, failing)
+        spans = received.of(failing)  # all of them, as every service has ended and exported what it had
     [root] = [span for span in spans if span.name == ROOT]
     assert root.event("stafett.failover")["stafett.holder"] == "near"
     own = [span for span in spans if span.service == "stafett-gateway"]
     assert {span.name for span in own} == {ROOT, READ, STAT, LOCATE}
+    assert {span.attributes["stafett.digest"] for span in own if span.name == READ} == {str(D)}, "as if it were sampled"
     after = [span for span in spans if span.service != "stafett-gateway"]
     assert {span.name for span in after if span.service == "stafett-node"} == {READ}, "not the Stat before the failover"
-    locates = [span for span in own if span.name == LOCATE]
-    answered = [span for span in after if span.name == LOCATE]
-    assert len(answered) == len(locates) - 1, "all but the Locate before the failover"
+    first, *later = [span for span in own if span.name == LOCATE]
+    answered = {span.parent_id for span in after if span.name == LOCATE}
+    assert first.span_id not in answered, "the one before the failover"
+    assert later
+    for locate in later:
+        given_up = locate.attributes["rpc.response.status_code"] != "OK"
+        assert locate.span_id in answered or given_up, "on a busy machine one may be, before the tracker has begun"
     assert not received.of(plain)
 
 
