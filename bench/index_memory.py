@@ -9,10 +9,10 @@ import random
 from typing import cast
 
 from stafett.cli.local_cluster.cluster import LocalCluster
-from stafett.common.cluster import HeldBlob
+from stafett.common.cluster import Announcement, HeldBlob
 from stafett.common.digest import Digest
 from stafett.common.topology import Topology
-from stafett.tracker.holdings_store import Announcement, HoldingsStore, Owner
+from stafett.tracker.holdings_store import HoldingsStore, Owner
 from stafett.tracker.redis_link import RedisLink, RedisPlace
 
 ANNOUNCED_AT_ONCE = 500

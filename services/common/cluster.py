@@ -99,6 +99,18 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Registration:
+    """What a node says of itself when it opens a session."""
+
+    node_id: str
+    incarnation: int
+    address: Address
+    topology: Topology
+    labels: Mapping[str, str]
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class HeldBlob:
     """A blob on a node."""
 
@@ -117,6 +129,17 @@ class HeldImage:
     content_bytes: int
     complete: bool
     updated_at_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """Changes of what a node holds; `reset` makes everything void that was announced before."""
+
+    reset: bool = False
+    holds: tuple[HeldBlob, ...] = ()
+    withdraws: tuple[Digest, ...] = ()
+    images: tuple[HeldImage, ...] = ()
+    withdrawn_images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

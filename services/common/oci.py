@@ -37,6 +37,15 @@ class Descriptor:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image record: its name as the store has it, what it points to, when it last changed (Unix ms)."""
+
+    name: str
+    target: Descriptor
+    updated_at_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """One platform's image: its config and layers."""
 

@@ -10,27 +10,17 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from stafett.common.blob_files import blob_path
 from stafett.common.digest import Digest
 from stafett.common.errors import CorruptContent, DigestInvalid, StartupFailed
-from stafett.common.oci import Descriptor
+from stafett.common.oci import Descriptor, StoredImage
 
 REF_NAME = "org.opencontainers.image.ref.name"
 UPDATED_AT = "io.stafett.updated-at-unix-ms"
 SIZE_NOTE = ".size"
 """End of the name of the note that tells how large a file under way will be."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayoutImage:
-    """One named entry of index.json; `updated_at_unix_ms` falls back to the file's time for foreign writers."""
-
-    name: str
-    target: Descriptor
-    updated_at_unix_ms: int
 
 
 def ensure_layout(root: Path) -> None:
@@ -61,8 +51,10 @@ def remove_everything(root: Path) -> None:
         blob.unlink()
 
 
-def read_images(root: Path) -> tuple[tuple[LayoutImage, ...], tuple[str, ...]]:
+def read_images(root: Path) -> tuple[tuple[StoredImage, ...], tuple[str, ...]]:
     """Read the named images of a layout; entries without a name are skipped silently (they are reachable by digest).
+
+    Where a foreign writer has not noted when an image changed, it is the file's time.
 
     Returns the images and, for people, one line for each entry that is damaged. A missing index.json is an empty list.
 
@@ -79,7 +71,7 @@ def read_images(root: Path) -> tuple[tuple[LayoutImage, ...], tuple[str, ...]]:
     entries = document.get("manifests") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise ValueError("index.json has no list of manifests")
-    images: list[LayoutImage] = []
+    images: list[StoredImage] = []
     problems: list[str] = []
     for number, entry in enumerate(entries):
         try:
@@ -181,7 +173,7 @@ def _size_note(unfinished: Path) -> Path:
     return unfinished.with_suffix(SIZE_NOTE)
 
 
-def _image(entry: object, modified_ms: int) -> LayoutImage | None:
+def _image(entry: object, modified_ms: int) -> StoredImage | None:
     if not isinstance(entry, dict):
         raise ValueError("it is not an object")
     annotations = entry.get("annotations") or {}
@@ -192,7 +184,7 @@ def _image(entry: object, modified_ms: int) -> LayoutImage | None:
     if not isinstance(name, str):
         return None
     target = Descriptor(str(entry.get("mediaType", "")), Digest.parse(str(entry["digest"])), size)
-    return LayoutImage(name, target, int(annotations.get(UPDATED_AT, modified_ms)))
+    return StoredImage(name, target, int(annotations.get(UPDATED_AT, modified_ms)))
 
 
 def _write_atomically(path: Path, document: dict[str, object]) -> None:

@@ -27,6 +27,15 @@ class Left(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Received:
+    """What there is of a blob: full size (0: not known), bytes from the start, open downloads (0: it is whole)."""
+
+    size_bytes: int
+    available_bytes: int
+    open_ingests: int
+
+
+@dataclass(frozen=True, slots=True)
 class Fetch:
     """Get the bytes from upstream, alone, under the claim with this token."""
 

@@ -7,21 +7,31 @@ be in the environment (a URL with a password), and for what is found out when a 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from stafett.common.cluster import Address
-from stafett.common.errors import StartupFailed
+from stafett.common.cluster import Address, check_node_id
+from stafett.common.errors import RequestInvalid, StartupFailed
 from stafett.common.grpc_transport import TlsFiles
+from stafett.common.topology import Topology
 
 SETTINGS_DIR = "STAFETT_SETTINGS_DIR"
 MetricsPort = Annotated[
     int, Field(ge=0, le=65535, description="Port of the Prometheus endpoint /metrics; 0 picks a free one.")
 ]
+
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+"""Given as one text, separated by commas."""
 
 
 class SettingsInvalid(StartupFailed):
@@ -74,6 +84,35 @@ class ServiceSettings(BaseSettings):
         if self.tls_certificate and self.tls_key and self.tls_authority:
             return TlsFiles(self.tls_certificate, self.tls_key, self.tls_authority, self.tls_peer_name)
         return None
+
+
+class HostSettings(ServiceSettings):
+    """What the parts that run on every host can both be told."""
+
+    tracker: str = Field(
+        "ipv4:127.0.0.1:7460",
+        min_length=1,
+        description="gRPC target of the trackers: dns:///name:port, or ipv4:addr:port,addr:port.",
+    )
+    node_id: str = Field(
+        default_factory=socket.gethostname, description="Name of this host's node, unique in the cluster."
+    )
+    region: str = Field("", description="Region of this host; may be empty.")
+    zone: str = Field("", description="Zone of this host inside the region; may be empty.")
+    rack: str = Field("", description="Rack of this host inside the zone; may be empty.")
+
+    @field_validator("node_id")
+    @classmethod
+    def _node_id(cls, value: str) -> str:
+        try:
+            return check_node_id(value)
+        except RequestInvalid as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def topology(self) -> Topology:
+        """Where this host stands."""
+        return Topology(self.region, self.zone, self.rack)
 
 
 S = TypeVar("S", bound=ServiceSettings)

@@ -14,10 +14,10 @@ import structlog
 from stafett.common.cluster import Holder, Node
 from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, Draining, Overloaded, StafettError, Unavailable
-from stafett.common.relaying import Fetch, Left, Phase, Refused, Wait
+from stafett.common.relaying import Fetch, Left, Phase, Received, Refused, Wait
 from stafett.common.topology import Tier, tier_between
 from stafett.gateway import pull_trace
-from stafett.gateway.ports import Receiving, RelayAnswer, RelayAsk, RelayFollow
+from stafett.gateway.ports import RelayAnswer, RelayAsk, RelayFollow
 from stafett.gateway.relay import Relay
 from stafett.gateway.seats import Seats
 from stafett.gateway.selection import Candidate
@@ -36,7 +36,7 @@ class TreeSources:
 
     one_stream = True
 
-    def __init__(self, relay: Relay, seats: Seats, digest: Digest, state: Receiving, image: str) -> None:
+    def __init__(self, relay: Relay, seats: Seats, digest: Digest, state: Received, image: str) -> None:
         self._relay = relay
         self._seats = seats
         self._digest = digest

@@ -17,7 +17,7 @@ from stafett.common.cluster import Address, Node
 from stafett.common.digest import Digest
 from stafett.common.grpc_tracing import Metadata, carried, traced_call
 from stafett.common.grpc_transport import TlsFiles, peer_channel
-from stafett.gateway.ports import Receiving
+from stafett.common.relaying import Received
 
 READ_SECONDS = 4 * 3600.0
 """Deadline of a whole stream; silence is noticed much earlier, by the relay."""
@@ -119,7 +119,7 @@ class OwnNode:
         self.reachable = True
         return answer.info.size_bytes if answer.info.complete else None
 
-    async def receiving(self, digest: Digest, beyond_bytes: int = 0, wait_seconds: float = 0.0) -> Receiving | None:
+    async def receiving(self, digest: Digest, beyond_bytes: int = 0, wait_seconds: float = 0.0) -> Received | None:
         """See `ports.OwnHost`."""
         request = node_pb2.StatRequest(
             digest=str(digest), unfinished=True, beyond_bytes=beyond_bytes, wait_ms=round(wait_seconds * 1000)
@@ -131,7 +131,7 @@ class OwnNode:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return None
             raise errors.Unavailable("own node", error.code().name) from error
-        return Receiving(answer.info.size_bytes, answer.info.available_bytes, answer.open_ingests)
+        return Received(answer.info.size_bytes, answer.info.available_bytes, answer.open_ingests)
 
     async def note_ancestors(self, digest: Digest, ancestors: Sequence[str]) -> None:
         """See `ports.OwnHost`."""

@@ -9,7 +9,7 @@ from typing import Protocol
 from stafett.common.blob_codec import Frame
 from stafett.common.cluster import Address, Holder, Node
 from stafett.common.digest import Digest
-from stafett.common.relaying import Fetch, Left, Phase, Refused, Wait
+from stafett.common.relaying import Fetch, Left, Phase, Received, Refused, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +104,12 @@ class PeerReader(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Receiving:
-    """What the host has of a blob: full size (0: not known), bytes from the start, open downloads (0: it is whole)."""
-
-    size_bytes: int
-    available_bytes: int
-    open_ingests: int
-
-
 class OwnHost(Protocol):
     """The host that the gateway runs on, through its node."""
 
     address: Address
 
-    async def receiving(self, digest: Digest, beyond_bytes: int = 0, wait_seconds: float = 0.0) -> Receiving | None:
+    async def receiving(self, digest: Digest, beyond_bytes: int = 0, wait_seconds: float = 0.0) -> Received | None:
         """Tell what the host has of a blob, after waiting for more than so many bytes; None if it has nothing.
 
         Raises:

@@ -18,9 +18,9 @@ import structlog
 
 from stafett.common.digest import Digest
 from stafett.common.errors import Unavailable
-from stafett.common.relaying import Fetch, Phase
+from stafett.common.relaying import Fetch, Phase, Received
 from stafett.gateway.metrics import UPSTREAM_CLAIM, GatewayMetrics
-from stafett.gateway.ports import OwnHost, Receiving, RelayAsk, Tracker
+from stafett.gateway.ports import OwnHost, RelayAsk, Tracker
 
 log = structlog.get_logger()
 
@@ -184,7 +184,7 @@ class Seats:
             token = self._tokens.pop(digest)
         await self._tell(RelayAsk(digest, phase, size, received, token=token))
 
-    async def _look(self, digest: Digest, received: int) -> Receiving | None:
+    async def _look(self, digest: Digest, received: int) -> Received | None:
         """Ask the own node how far the fetch is; again if it is too busy. Raises Unavailable: if it does not answer."""
         for looks_left in reversed(range(LOOKS)):
             try:

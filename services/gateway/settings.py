@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
-from stafett.common.cluster import Address, check_node_id
-from stafett.common.errors import RequestInvalid
-from stafett.common.settings import MetricsPort, ServiceSettings
-from stafett.common.topology import Topology
+from stafett.common.cluster import Address
+from stafett.common.settings import HostSettings, MetricsPort, Words
 
 
-class GatewaySettings(ServiceSettings):
+class GatewaySettings(HostSettings):
     """Settings of `stafett gateway`, from STAFETT_GATEWAY_* or options."""
 
     model_config = SettingsConfigDict(env_prefix="STAFETT_GATEWAY_")
@@ -25,29 +22,18 @@ class GatewaySettings(ServiceSettings):
     tag_port: int = Field(
         7463, ge=0, le=65535, description="Port that also answers tags, while upstream is dead; 0 picks a free one."
     )
-    tracker: str = Field(
-        "ipv4:127.0.0.1:7460",
-        min_length=1,
-        description="gRPC target of the trackers: dns:///name:port, or ipv4:addr:port,addr:port.",
-    )
-    node_id: str = Field(default_factory=socket.gethostname, description="Name of this host's node.")
     node_target: str = Field("127.0.0.1:7461", description="host:port of this host's node.")
     content_root: str = Field(
         "", description="Folder above blobs/sha256 of this host's store; empty reads own content through the node."
     )
-    region: str = Field("", description="Region of this host; may be empty.")
-    zone: str = Field("", description="Zone of this host inside the region; may be empty.")
-    rack: str = Field("", description="Rack of this host inside the zone; may be empty.")
     default_registry: str = Field(
         "docker.io", description="Registry meant by clients that name none, neither by ns= nor in the path."
     )
     tags: Literal["upstream", "peers"] = Field(
         "upstream", description="Who answers tags on the mirror port: nobody (upstream does), or what peers hold."
     )
-    allow: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("*",), description='Patterns of served "registry/repository" names, comma separated.'
-    )
-    deny: Annotated[tuple[str, ...], NoDecode] = Field(
+    allow: Words = Field(("*",), description='Patterns of served "registry/repository" names, comma separated.')
+    deny: Words = Field(
         (), description='Patterns of "registry/repository" names that are never served, comma separated.'
     )
     upstream_urls: dict[str, str] = Field(
@@ -74,21 +60,6 @@ class GatewaySettings(ServiceSettings):
         20, ge=0, le=600, description="Seconds that running responses get to finish after SIGTERM."
     )
 
-    @field_validator("allow", "deny", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
-
-    @field_validator("node_id")
-    @classmethod
-    def _node_id(cls, value: str) -> str:
-        try:
-            return check_node_id(value)
-        except RequestInvalid as error:
-            raise ValueError(str(error)) from error
-
     @field_validator("node_target")
     @classmethod
     def _node_target(cls, value: str) -> str:
@@ -101,11 +72,6 @@ class GatewaySettings(ServiceSettings):
         """Tell whether the lists let "registry/repository" be served."""
         allowed = any(fnmatchcase(image, pattern) for pattern in self.allow)
         return allowed and not any(fnmatchcase(image, pattern) for pattern in self.deny)
-
-    @property
-    def topology(self) -> Topology:
-        """Where this host stands."""
-        return Topology(self.region, self.zone, self.rack)
 
     @property
     def node_address(self) -> Address:

@@ -12,7 +12,7 @@ import structlog
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from stafett.common.blob_rpc import BLOB_SERVICE, add_blob_service
-from stafett.common.cluster import Address
+from stafett.common.cluster import Address, Registration
 from stafett.common.errors import StartupFailed
 from stafett.common.grpc_transport import bind, new_server
 from stafett.common.metrics_endpoint import metrics_endpoint
@@ -25,7 +25,7 @@ from stafett.node.layout_store import LayoutStore
 from stafett.node.metrics import node_registry
 from stafett.node.ports import ContentStore
 from stafett.node.servicer import BlobServicer
-from stafett.node.session import Identity, Session, SessionThread
+from stafett.node.session import Session, SessionThread
 from stafett.node.settings import NodeSettings
 from stafett.node.spoilt import SpoiltIngests
 from stafett.node.unfinished import Unfinished
@@ -122,8 +122,8 @@ def _open_store(settings: NodeSettings, disk: Executor) -> ContentStore:
     return LayoutStore(settings.content_root, disk)
 
 
-def _identity(settings: NodeSettings, port: int) -> Identity:
-    return Identity(
+def _identity(settings: NodeSettings, port: int) -> Registration:
+    return Registration(
         settings.node_id,
         secrets.randbits(64),
         Address(settings.advertise_host or settings.listen_host, settings.advertise_port or port),

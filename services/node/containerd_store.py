@@ -31,8 +31,8 @@ from stafett.common.blob_files import BlobFile, blob_path
 from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, DigestInvalid, Unavailable
 from stafett.common.grpc_transport import CONTROL_DEADLINE_SECONDS, unix_channel
-from stafett.common.oci import Descriptor
-from stafett.node.ports import BlobReader, Ingest, StoredImage
+from stafett.common.oci import Descriptor, StoredImage
+from stafett.node.ports import BlobReader, Ingest
 
 LIST_SECONDS = 60.0
 STREAM_SECONDS = 4 * 3600.0

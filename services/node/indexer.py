@@ -18,10 +18,10 @@ from stafett.common.backoff import backoff_seconds
 from stafett.common.cluster import HeldImage
 from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, DigestInvalid, ManifestInvalid, NameInvalid, Unavailable
-from stafett.common.oci import MANIFEST_MAX_BYTES, Index, Manifest, parse_manifest
+from stafett.common.oci import MANIFEST_MAX_BYTES, Index, Manifest, StoredImage, parse_manifest
 from stafett.common.reference import Reference
 from stafett.node.completeness import Extent, extent_of
-from stafett.node.ports import ContentStore, StoredImage
+from stafett.node.ports import ContentStore
 
 log = structlog.get_logger()
 

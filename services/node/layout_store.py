@@ -15,8 +15,9 @@ import structlog
 from stafett.common.blob_files import BlobFile, blob_path
 from stafett.common.digest import Digest
 from stafett.common.errors import DigestInvalid, Unavailable
+from stafett.common.oci import StoredImage
 from stafett.common.oci_layout import expected_size, read_images
-from stafett.node.ports import BlobReader, Ingest, StoredImage
+from stafett.node.ports import BlobReader, Ingest
 
 log = structlog.get_logger()
 
@@ -116,14 +117,14 @@ class LayoutStore:
                 found.append(Ingest(digest, path, blob, path.name, expected_size(path)))
         return found
 
-    def _list_images(self) -> list[StoredImage]:
+    def _list_images(self) -> Sequence[StoredImage]:
         try:
             images, problems = read_images(self._root)
         except (OSError, ValueError) as error:
             images, problems = (), (f"index.json cannot be read: {error}",)
         for problem in problems:
             self._report(problem)
-        return [StoredImage(image.name, image.target, image.updated_at_unix_ms) for image in images]
+        return images
 
     def _report(self, problem: str) -> None:
         if problem not in self._reported:

@@ -9,23 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
-from stafett.common.cluster import HeldBlob, HeldImage
+from stafett.common.cluster import Announcement, HeldBlob, HeldImage
 from stafett.common.digest import Digest
 from stafett.common.inventory import Inventory
 
 BLOBS_MAX = 1000
 IMAGES_MAX = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Announcement:
-    """One message; with `reset` everything that was said before is void."""
-
-    reset: bool
-    holds: tuple[HeldBlob, ...]
-    withdraws: tuple[Digest, ...]
-    images: tuple[HeldImage, ...]
-    withdrawn_images: tuple[str, ...]
 
 
 @dataclass
@@ -82,7 +71,7 @@ class Outbox:
             tuple(islice(images, IMAGES_MAX)),
             tuple(islice((name for name in self._told_images if name not in self._images), IMAGES_MAX)),
         )
-        if announcement == Announcement(False, (), (), (), ()):
+        if announcement == Announcement():
             self._settled = True
             return None
         self._reset_due = False

@@ -8,16 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stafett.common.digest import Digest
-from stafett.common.oci import Descriptor
-
-
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """An image record: its name as the store has it, what it points to, when it last changed (Unix ms)."""
-
-    name: str
-    target: Descriptor
-    updated_at_unix_ms: int
+from stafett.common.oci import StoredImage
 
 
 @dataclass(frozen=True, slots=True)

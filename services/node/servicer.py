@@ -15,12 +15,13 @@ from stafett.api.v1 import node_pb2
 from stafett.common.blob_codec import CHUNK_BYTES, BlobInfo, Frame, Waiting
 from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, RangeUnsatisfiable, RequestInvalid, Unavailable
+from stafett.common.relaying import Received
 from stafett.node.admission import FRAME_FOLLOWED_BYTES, FrameSize, StreamSlots, Throttle
 from stafett.node.health import Tally
 from stafett.node.indexer import Indexer
 from stafett.node.ports import BlobReader, ContentStore
 from stafett.node.spoilt import SpoiltIngests
-from stafett.node.unfinished import Received, Unfinished, UnfinishedBlob
+from stafett.node.unfinished import Unfinished, UnfinishedBlob
 
 log = structlog.get_logger()
 

@@ -11,7 +11,6 @@ import contextlib
 import random
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import grpc
 import structlog
@@ -19,11 +18,10 @@ import structlog
 from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
 from stafett.common import wire
 from stafett.common.backoff import backoff_seconds
-from stafett.common.cluster import Address, HealthSample, HeldImage
+from stafett.common.cluster import HealthSample, HeldImage, Registration
 from stafett.common.digest import Digest
 from stafett.common.errors import Unavailable
 from stafett.common.grpc_transport import TlsFiles, tracker_channel
-from stafett.common.topology import Topology
 from stafett.node.outbox import Outbox
 
 log = structlog.get_logger()
@@ -37,18 +35,6 @@ Call = grpc.aio.StreamStreamCall[tracker_pb2.SessionRequest, tracker_pb2.Session
 
 OnDrain = Callable[[bool], object]
 """Hears, in the session's thread, that an operator wants the node drained (True) or back (False)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who registers."""
-
-    node_id: str
-    incarnation: int
-    address: Address
-    topology: Topology
-    labels: Mapping[str, str]
-    version: str
 
 
 class SessionThread:
@@ -94,7 +80,7 @@ class Session:
         self,
         target: str,
         tls: TlsFiles | None,
-        identity: Identity,
+        identity: Registration,
         health: Callable[[], HealthSample],
         on_drain: OnDrain = lambda draining: None,
     ) -> None:

@@ -22,6 +22,7 @@ from asyncinotify import Inotify, Mask, Watch
 from stafett.common.blob_codec import CHUNK_BYTES, Waiting
 from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, Unavailable, WouldCircle
+from stafett.common.relaying import Received
 from stafett.node.ports import ContentStore, Ingest
 
 WAITING_SECONDS = 0.25
@@ -32,15 +33,6 @@ GATHER_BYTES = 256 * 1024
 RECENT_SECONDS = 2.0
 PATHS_MAX = 10_000
 _EVENTS = Mask.MODIFY | Mask.ATTRIB | Mask.MOVE_SELF | Mask.DELETE_SELF
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """What is there of a blob: full size (0: not known), bytes from the start, downloads of it that are open."""
-
-    size_bytes: int
-    available_bytes: int
-    open_ingests: int
 
 
 @dataclass

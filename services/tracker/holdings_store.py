@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from stafett.common.cluster import HeldBlob, HeldImage
+from stafett.common.cluster import Announcement, HeldBlob, HeldImage
 from stafett.common.digest import Digest
 from stafett.common.errors import SessionLost
 from stafett.common.inventory import Inventory
@@ -40,17 +40,6 @@ class Owner:
     epoch: int
     incarnation: int
     topology: Topology
-
-
-@dataclass(frozen=True, slots=True)
-class Announcement:
-    """Changes of holdings; `reset` makes everything void that was announced before."""
-
-    reset: bool = False
-    holds: tuple[HeldBlob, ...] = ()
-    withdraws: tuple[Digest, ...] = ()
-    images: tuple[HeldImage, ...] = ()
-    withdrawn_images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

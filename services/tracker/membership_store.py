@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import cast
 
-from stafett.common.cluster import Address, HealthSample, Node, NodeState
+from stafett.common.cluster import Address, HealthSample, Node, NodeState, Registration
 from stafett.common.errors import SessionLost
 from stafett.common.topology import Topology
 from stafett.tracker.health_score import Experience, Vitals
@@ -39,18 +39,6 @@ _VERDICTS = (Event.SESSION_BROKE, Event.HEARTBEATS_MISSED, Event.REPORTED, Event
 _ORDERS = {Event.DRAIN_ORDERED: 1, Event.DRAIN_REVOKED: 0}
 _EVENTS_MAX = 500
 _EVENTS_WAIT_MS = 400
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """What a node says of itself when it opens a session."""
-
-    node_id: str
-    incarnation: int
-    address: Address
-    topology: Topology
-    labels: Mapping[str, str]
-    version: str
 
 
 @dataclass(frozen=True, slots=True)

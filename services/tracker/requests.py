@@ -8,15 +8,14 @@ from typing import TypeVar
 
 from stafett.api.v1 import tracker_pb2
 from stafett.common import wire
-from stafett.common.cluster import HeldImage, check_node_id
+from stafett.common.cluster import Announcement, HeldImage, Registration, check_node_id
 from stafett.common.digest import Digest
 from stafett.common.errors import DigestInvalid, NameInvalid, RequestInvalid
 from stafett.common.reference import Reference
 from stafett.common.relaying import Left, Phase
 from stafett.common.topology import Topology
-from stafett.tracker.holdings_store import Announcement
 from stafett.tracker.lookup import Question
-from stafett.tracker.membership_store import Experienced, Registration
+from stafett.tracker.membership_store import Experienced
 from stafett.tracker.outcomes import PeerReport
 from stafett.tracker.relay_decision import Ask
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import structlog
 
 from stafett.common.backoff import backoff_seconds
-from stafett.common.cluster import HealthSample
+from stafett.common.cluster import Announcement, HealthSample, Registration
 from stafett.common.errors import SessionLost, Unavailable
 from stafett.common.inventory import Inventory
-from stafett.tracker.holdings_store import Announcement, HoldingsStore, Owner
+from stafett.tracker.holdings_store import HoldingsStore, Owner
 from stafett.tracker.lease_renewals import LeaseRenewals
 from stafett.tracker.liveness import Event
-from stafett.tracker.membership_store import MembershipStore, Registration, Renewal
+from stafett.tracker.membership_store import MembershipStore, Renewal
 
 log = structlog.get_logger()
 

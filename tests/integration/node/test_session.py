@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from stafett.cli.local_cluster.processes import free_port
 from stafett.common import wire
-from stafett.common.cluster import Address, HealthSample, HeldImage, NodeState
+from stafett.common.cluster import Address, HealthSample, HeldImage, NodeState, Registration
 from stafett.common.digest import Digest
 from stafett.common.inventory import Inventory
 from stafett.common.topology import Topology
-from stafett.node.session import Identity, Session, SessionThread
+from stafett.node.session import Session, SessionThread
 from tests.integration.node.hosts import becomes
 from tests.integration.node.scripted_tracker import ScriptedTracker, scripted
 from tests.integration.tracker.cluster import eventually, tracker
@@ -20,7 +20,7 @@ from tests.integration.valkey import ValkeyServer
 
 A, B, C = (Digest.of(name) for name in (b"a", b"b", b"c"))
 NAME = "registry.test/lib/app:1"
-IDENTITY = Identity("n1", 77, Address("127.0.0.1", 7461), Topology("eu", "z1", "r1"), {"disk": "ssd"}, "0.1.0")
+IDENTITY = Registration("n1", 77, Address("127.0.0.1", 7461), Topology("eu", "z1", "r1"), {"disk": "ssd"}, "0.1.0")
 
 
 def sized(*digests: Digest) -> dict[Digest, int]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from stafett.common.cluster import HeldBlob, HeldImage
+from stafett.common.cluster import Announcement, HeldBlob, HeldImage
 from stafett.common.digest import Digest
 from stafett.common.errors import SessionLost
 from stafett.common.inventory import Inventory
 from stafett.common.topology import Topology
-from stafett.tracker.holdings_store import Announcement, HoldingsStore, Owner
+from stafett.tracker.holdings_store import HoldingsStore, Owner
 from stafett.tracker.redis_link import CALL_SECONDS, RedisLink, RedisPlace, Reply
 from tests.integration.valkey import ValkeyServer
 

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from stafett.common.cluster import Address, NodeState
+from stafett.common.cluster import Address, NodeState, Registration
 from stafett.common.errors import SessionLost
 from stafett.common.topology import Topology
 from stafett.tracker import membership_store, redis_link
@@ -35,7 +35,7 @@ from stafett.tracker.holdings_store import HoldingsStore
 from stafett.tracker.housekeeping import Housekeeping
 from stafett.tracker.liveness import Event
 from stafett.tracker.membership import Membership
-from stafett.tracker.membership_store import Due, MembershipStore, Registration, Renewal, Scan
+from stafett.tracker.membership_store import Due, MembershipStore, Renewal, Scan
 from stafett.tracker.proximity import Member
 from stafett.tracker.redis_link import RedisLink, RedisPlace
 from tests.integration.tracker.liveness_model import (

@@ -9,11 +9,11 @@ import grpc
 import pytest
 
 from stafett.api.v1 import tracker_pb2, types_pb2
-from stafett.common.cluster import Address, HeldBlob, HeldImage, NodeState
+from stafett.common.cluster import Address, Announcement, HeldBlob, HeldImage, NodeState, Registration
 from stafett.common.digest import Digest
 from stafett.common.topology import Topology
-from stafett.tracker.holdings_store import Announcement, HoldingsStore, Owner
-from stafett.tracker.membership_store import MembershipStore, Registration
+from stafett.tracker.holdings_store import HoldingsStore, Owner
+from stafett.tracker.membership_store import MembershipStore
 from stafett.tracker.redis_link import RedisLink, RedisPlace
 from tests.integration.tracker.cluster import RunningTracker, Session, SessionEnded, eventually, tracker
 from tests.integration.valkey import ValkeyServer

@@ -13,14 +13,14 @@ import pytest
 from stafett.common.cluster import Address, Holder
 from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, CorruptContent, Unavailable
-from stafett.common.relaying import Fetch, Left, Phase, Refused, Wait
+from stafett.common.relaying import Fetch, Left, Phase, Received, Refused, Wait
 from stafett.common.topology import Topology
 from stafett.gateway.byte_range import Span
 from stafett.gateway.following import TreeSources
 from stafett.gateway.locator import Locator
 from stafett.gateway.metrics import GatewayMetrics
 from stafett.gateway.outcomes import Outcomes
-from stafett.gateway.ports import Receiving, RelayAnswer, RelayAsk, RelayFollow
+from stafett.gateway.ports import RelayAnswer, RelayAsk, RelayFollow
 from stafett.gateway.quarantine import Quarantine
 from stafett.gateway.relay import Relay
 from stafett.gateway.seats import LOOKS, PATIENCE_SECONDS, TREES_REST_SECONDS, Seats
@@ -31,18 +31,18 @@ from tests.unit.gateway.cluster import CHUNK, FakePeers, FakeTracker, Script, co
 CONTENT = content_of(10 * CHUNK + 77)
 SIZE = len(CONTENT)
 D = Digest.of(CONTENT)
-OPEN = Receiving(SIZE, 0, 1)
+OPEN = Received(SIZE, 0, 1)
 
 
 @dataclass
 class FakeOwnHost:
     """A host whose download grows as `states` says."""
 
-    states: list[Receiving | Unavailable | None] = field(default_factory=list)
+    states: list[Received | Unavailable | None] = field(default_factory=list)
     ancestors: list[tuple[str, ...]] = field(default_factory=list)
     address: Address = field(default_factory=lambda: Address("me", 1))
 
-    async def receiving(self, digest: Digest, beyond_bytes: int = 0, wait_seconds: float = 0.0) -> Receiving | None:
+    async def receiving(self, digest: Digest, beyond_bytes: int = 0, wait_seconds: float = 0.0) -> Received | None:
         await asyncio.sleep(0)
         state = self.states.pop(0)
         if isinstance(state, Unavailable):
@@ -62,7 +62,7 @@ class Bed:
     tracker: FakeTracker
     own: FakeOwnHost
 
-    async def pull(self, state: Receiving = OPEN) -> bytes:
+    async def pull(self, state: Received = OPEN) -> bytes:
         sources = TreeSources(self.relay, self.seats, D, state, "reg/app")
         transfer = Transfer(self.relay, D, SIZE, Span(0, SIZE, False), sources)
         return b"".join([bytes(piece) async for piece in transfer.pieces()])
@@ -119,7 +119,7 @@ async def test_when_a_parent_breaks_another_is_asked_for_at_the_own_offset() -> 
 async def test_a_claim_sends_the_client_upstream_and_its_growth_is_told() -> None:
     answers: list[RelayAnswer] = [Fetch(7), Fetch(7), Refused("done")]
     async with bed({}, answers) as parts:
-        parts.own.states = [Receiving(SIZE, 500, 1), Receiving(SIZE, SIZE, 0)]
+        parts.own.states = [Received(SIZE, 500, 1), Received(SIZE, SIZE, 0)]
         parts.tracker.again_after_seconds = 0.0
         with pytest.raises(BlobUnknown):
             await parts.pull()
@@ -154,7 +154,7 @@ async def test_without_trackers_the_holders_that_are_known_are_asked() -> None:
 async def test_a_second_client_of_the_host_reads_what_the_first_one_receives() -> None:
     async with bed({"me": Script(CONTENT)}, []) as parts:
         with parts.seats.receiving(D):
-            assert await parts.pull(Receiving(SIZE, 0, 2)) == CONTENT
+            assert await parts.pull(Received(SIZE, 0, 2)) == CONTENT
     assert parts.told == []
 
 
@@ -199,7 +199,7 @@ async def test_who_sent_wrong_bytes_is_not_followed_again() -> None:
 
 async def test_a_claim_that_another_host_has_now_is_not_kept() -> None:
     async with bed({}, [Fetch(7), Wait()]) as parts:
-        parts.own.states = [Receiving(SIZE, 500, 1)]
+        parts.own.states = [Received(SIZE, 500, 1)]
         with pytest.raises(BlobUnknown):
             await parts.pull()
     assert not parts.seats.busy(D)
@@ -216,7 +216,7 @@ async def test_a_parent_that_only_waits_is_left_at_once_for_a_better_one_and_is_
 async def test_a_grant_to_the_same_host_while_its_last_fetch_is_watched_is_kept_under_the_new_token() -> None:
     async with bed({}, [Fetch(8), Refused("done")]) as parts:
         parts.tracker.again_after_seconds = 0.0
-        parts.own.states = [Receiving(SIZE, 500, 1), Receiving(SIZE, SIZE, 0)]
+        parts.own.states = [Received(SIZE, 500, 1), Received(SIZE, SIZE, 0)]
         parts.seats.fetch(D, SIZE, 0, 7)
         parts.seats.fetch(D, SIZE, 0, 8)
     assert [ask.token for ask in parts.tracker.asked] == [8, 8]
@@ -241,7 +241,7 @@ async def test_what_is_waited_for_a_parent_without_bytes_is_counted() -> None:
 
 async def test_a_node_that_is_too_busy_to_answer_once_costs_no_claim() -> None:
     async with bed({}, [Fetch(7), Fetch(7), Refused("done")]) as parts:
-        parts.own.states = [Unavailable("own node", "busy"), Receiving(SIZE, 500, 1), Receiving(SIZE, SIZE, 0)]
+        parts.own.states = [Unavailable("own node", "busy"), Received(SIZE, 500, 1), Received(SIZE, SIZE, 0)]
         parts.tracker.again_after_seconds = 0.0
         with pytest.raises(BlobUnknown):
             await parts.pull()

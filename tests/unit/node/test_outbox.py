@@ -7,11 +7,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from stafett.common.cluster import HeldImage
+from stafett.common.cluster import Announcement, HeldImage
 from stafett.common.digest import Digest
 from stafett.common.inventory import Inventory
 from stafett.node import outbox
-from stafett.node.outbox import Announcement, Outbox
+from stafett.node.outbox import Outbox
 
 DIGESTS = [Digest.of(bytes([number])) for number in range(6)]
 NAMES = ["r.test/a:1", "r.test/b:1", "r.test/c:1"]
@@ -164,7 +164,7 @@ def test_a_large_inventory_goes_out_in_batches_and_only_the_first_resets() -> No
 def test_an_empty_node_still_says_reset_when_everything_is_asked_for() -> None:
     box = Outbox()
     box.start_over()
-    assert said_by(box) == [Announcement(True, (), (), (), ())]
+    assert said_by(box) == [Announcement(reset=True)]
 
 
 def test_nothing_is_said_twice() -> None:
