@@ -23,6 +23,8 @@ REPORTERS_NEEDED = 2
 DOUBTFUL_MAX = 1_000
 """Blobs waiting to be verified; with more the next report comes in time."""
 PROBES_AT_ONCE = 16
+VERIFIED_AT_ONCE = 8
+"""A frozen node takes a minute to fail one of them."""
 
 Verify = Callable[[Node, Digest], Awaitable[None]]
 
@@ -46,7 +48,7 @@ class Outcomes:
         self._probe = probe
         self._verify = verify
         self._doubtful: dict[tuple[str, Digest], Node] = {}
-        self._doubts = asyncio.Event()
+        self._doubts: asyncio.Queue[tuple[str, Digest]] = asyncio.Queue()
         self._accused: dict[str, Node] = {}
         self._accusations = asyncio.Event()
 
@@ -73,19 +75,21 @@ class Outcomes:
 
     def _doubt(self, node: Node, digests: Sequence[Digest]) -> None:
         for digest in digests:
-            if len(self._doubtful) < DOUBTFUL_MAX:
+            if (node.id, digest) not in self._doubtful and len(self._doubtful) < DOUBTFUL_MAX:
                 self._doubtful[node.id, digest] = node
-                self._doubts.set()
+                self._doubts.put_nowait((node.id, digest))
 
     async def verify_doubtful(self) -> None:
-        """Have nodes read again what they are said to have sent wrong, one blob after the other, until cancelled."""
+        """Have nodes read again what they are said to have sent wrong, a few blobs at a time, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(VERIFIED_AT_ONCE):
+                group.create_task(self._verify_next())
+
+    async def _verify_next(self) -> None:
         while True:
-            await self._doubts.wait()
-            while self._doubtful:
-                (node_id, digest), node = next(iter(self._doubtful.items()))
-                await self._verify(node, digest)
-                del self._doubtful[node_id, digest]
-            self._doubts.clear()
+            doubt = await self._doubts.get()
+            await self._verify(self._doubtful[doubt], doubt[1])
+            del self._doubtful[doubt]
 
     async def judge_accused(self) -> None:
         """Probe those that several gateways accuse, each once for all of them, a few at a time, until cancelled."""

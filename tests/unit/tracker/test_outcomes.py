@@ -35,6 +35,7 @@ class World:
         self.probing = self.most_probing = 0
         self.answer = answer
         self.verified: list[tuple[str, Digest]] = []
+        self.frozen: set[str] = set()
         self.judged: list[Due] = []
         self.outcomes = Outcomes(cast(MembershipStore, self), cast(Membership, self), self._probe, verify=self._verify)
 
@@ -60,6 +61,8 @@ class World:
         return self.answer
 
     async def _verify(self, node: Node, digest: Digest) -> None:
+        if node.id in self.frozen:
+            await asyncio.Event().wait()
         self.verified.append((node.id, digest))
 
     @asynccontextmanager
@@ -140,3 +143,12 @@ async def test_wrong_bytes_accuse_nobody_of_silence() -> None:
         for reporter in ("g1", "g2"):
             await world.outcomes.take(reporter, [failed("n0", silent=False, corrupt=(D,))])
     assert world.probed == []
+
+
+async def test_a_frozen_node_keeps_no_other_from_reading_its_blobs_again() -> None:
+    world = World(count=3)
+    world.frozen = {"n0"}
+    async with world.at_work():
+        await world.outcomes.take("g1", [failed(node_id, silent=False, corrupt=(D,)) for node_id in world.members])
+        await world.outcomes.take("g2", [failed("n0", silent=False, corrupt=(D,))])
+    assert world.verified == [("n1", D), ("n2", D)]
