@@ -44,6 +44,7 @@ gateway, see [its page](doctor.md); the other commands need none.
 | `STAFETT_TLS_CERTIFICATE` | none | PEM file with the certificate to show. Set all three files or none (plain text). |
 | `STAFETT_TLS_KEY` | none | PEM file with its private key. |
 | `STAFETT_TLS_AUTHORITY` | none | PEM file with the authority that the trackers' certificates must be signed by. |
+| `STAFETT_TLS_PEER_NAME` | none | Name that the trackers' certificates must have; empty: their address. |
 """
 
 

@@ -50,7 +50,7 @@ def _registries() -> dict[str, CollectorRegistry]:
     no_nodes = Stub(members={}, watchers=0)
     servicer = Stub(sessions=0, lookups={"fresh": 0, "stale": 0})
     tracker = TrackerCollector(
-        Stub(available=True), no_nodes, Stub(guarded=False), Stub(trees=0), Stub(live=1), servicer
+        Stub(available=True), no_nodes, Stub(guarded=False, guards_raised=0), Stub(trees=0), Stub(live=1), servicer
     )
     indexer = Stub(held_blobs=0, held_bytes=0, condemned_blobs=0, listed_at=0.0, store_available=True)
     gateway = GatewayMetrics()

@@ -27,7 +27,10 @@ _SWEEP_MAX_SECONDS = 60.0
 
 
 class Housekeeping:
-    """Loops that run until cancelled. `guarded` tells whether the mass guard was up at the last scan."""
+    """Loops that run until cancelled. `guarded` tells whether the mass guard was up at the last scan.
+
+    `guards_raised` counts how often this replica has raised it.
+    """
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class Housekeeping:
         self._membership = membership
         self._probe = probe
         self.guarded = False
+        self.guards_raised = 0
         self._lease_ttl_seconds = lease_ttl_seconds
         self._redis_unix_ms = 0
 
@@ -78,6 +82,7 @@ class Housekeeping:
                 "mass_guard_raised", falling=scan.falling_nodes, remedy="many nodes seem to fail at once: probing them"
             )
             await self._nodes.raise_guard()
+            self.guards_raised += 1
         else:
             recovered += falling
         for due in recovered:

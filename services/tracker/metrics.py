@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
 from stafett.common.cluster import Node, NodeState
-from stafett.common.metrics import counters, gauge, gauges, new_registry
+from stafett.common.metrics import counter, counters, gauge, gauges, new_registry
 from stafett.tracker.fellows import Fellows
 from stafett.tracker.housekeeping import Housekeeping
 from stafett.tracker.liveness import Event
@@ -58,6 +58,11 @@ class TrackerCollector(Collector):
             "stafett_tracker_mass_guard",
             "1 while the trackers doubt themselves, as many nodes seem to fail at once.",
             self.housekeeping.guarded,
+        )
+        yield counter(
+            "stafett_tracker_mass_guard_raised",
+            "How often this replica has raised the mass guard, which may be up for less than a second.",
+            self.housekeeping.guards_raised,
         )
         yield gauge("stafett_tracker_redis_available", "1 while Redis answers.", self.link.available)
         yield gauge("stafett_tracker_replicas", "Trackers alive, this one included.", self.fellows.live)

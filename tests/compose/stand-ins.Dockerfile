@@ -5,7 +5,8 @@ FROM ${STAFETT} AS stafett
 FROM ${BASE} AS redis
 RUN apt-get update -q && \
     apt-get install -y -q --no-install-recommends redis-server docker-registry prometheus wget && \
-    rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb
+    rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb && \
+    install -d -o redis /data
 FROM redis AS registry
 ENTRYPOINT ["docker-registry", "serve"]
 FROM redis AS prometheus

@@ -87,8 +87,20 @@ def test_a_replica_of_redis_takes_over(engine: Engine, walked: str) -> None:
     wait_until(lambda: not nodes(engine)["stale"], "the trackers use it", SECONDS)
     wait_until(lambda: ready(engine) == ["host-1", "host-2", "host-3"], "all hosts are ready there", SECONDS)
     engine.run("docker-compose", "up", "--detach", "redis-1")
-    role = ("exec", "-T", "redis-1", "redis-cli", "role")
-    wait_until(lambda: engine.run("docker-compose", *role).stdout.startswith("slave"), "redis-1 follows it", SECONDS)
+    info = ("exec", "-T", "redis-1", "redis-cli", "info", "replication")
+    wait_until(
+        lambda: "master_link_status:up" in engine.run("docker-compose", *info).stdout, "redis-1 follows it", SECONDS
+    )
+
+
+def test_a_sentinel_starts_again(engine: Engine, walked: str) -> None:
+    engine.run("docker-compose", "restart", "sentinel-3")
+    known = ("exec", "-T", "sentinel-3", "redis-cli", "-p", "26379", "sentinel", "sentinels", "stafett")
+    wait_until(
+        lambda: engine.run("docker-compose", *known, check=False).stdout.count("runid") == 2,
+        "it knows the two others",
+        SECONDS,
+    )
 
 
 def test_prometheus_reaches_every_part(engine: Engine, walked: str) -> None:

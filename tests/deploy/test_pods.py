@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
+from stafett.cli.local_cluster.processes import free_port
 from tests.deploy.rendering import FAST, Chart, Object, container, environment, named, pods
-from tests.integration.valkey import free_port
 
 START_SECONDS = 60.0
 STAFETT = [sys.executable, "-m", "stafett"]

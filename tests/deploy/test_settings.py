@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from cryptography import x509
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -184,6 +186,7 @@ def test_the_schema_knows_just_the_settings_that_are_left_to_the_user() -> None:
         {"containerd": {"socket": "containerd.sock"}},
         {"tls": {"source": "none"}},
         {"tls": {"source": "secret"}},
+        {"tls": {"source": "secret", "secrets": {"tracker": "a", "node": "b"}}},
         {"tls": {"enabled": "yes"}},
         {"redis": {"url": "redis://:password@host:6379/0"}},
         {"redis": {"url": "host:6379"}},
@@ -194,9 +197,30 @@ def test_the_schema_knows_just_the_settings_that_are_left_to_the_user() -> None:
         {"tracing": {"endpoint": "collector:4317"}},
         {"image": {"digest": "latest"}},
         {"host": {"maxUnavailable": "10"}},
+        {"node": {"settings": {"drain_grace_seconds": 60}}},
+        {"gateway": {"settings": {"stop_grace_seconds": 45}}},
     ],
     ids=json.dumps,
 )
 def test_a_mistake_among_the_values_is_refused(chart: Chart, wrong: Values) -> None:
-    with pytest.raises(RenderingFailed, match="values"):
+    with pytest.raises(RenderingFailed, match=r"values|tls\.secrets\.redis|terminationGracePeriodSeconds"):
         chart.text(FAST, wrong)
+
+
+def test_without_a_priority_class_there_is_no_quota_for_it(chart: Chart) -> None:
+    gke: Values = {"containerd": {"distro": "gke"}}
+    assert "ResourceQuota" in chart.text(FAST, gke)
+    assert "ResourceQuota" not in chart.text(FAST, gke, {"host": {"priorityClassName": ""}})
+
+
+def test_the_charts_authority_outlives_every_certificate_of_it(chart: Chart) -> None:
+    ends = {
+        each["metadata"]["name"]: x509.load_pem_x509_certificate(
+            base64.b64decode(each["data"]["tls.crt"])
+        ).not_valid_after_utc
+        for each in chart.objects({"tls": {"days": 7000}})
+        if each["kind"] == "Secret"
+    }
+    authority = ends.pop("stafett-authority")
+    assert ends
+    assert max(ends.values()) < authority

@@ -8,7 +8,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2
 from typer.testing import CliRunner
 
 from stafett.cli.app import app
-from stafett.cli.local_cluster.processes import Process, wait_until
+from stafett.cli.local_cluster.processes import Process, free_port, wait_until
 from stafett.common.cluster import Address
 from stafett.common.grpc_transport import bind, new_server
 from stafett.common.tls_files import TlsFiles
@@ -46,7 +46,7 @@ class Said:
 
 def nodes(cluster: TlsCluster, tls: TlsFiles | None, target: str = "") -> Said:
     """What `stafett nodes` says with these files."""
-    names = {"CERTIFICATE": "certificate", "KEY": "key", "AUTHORITY": "authority"}
+    names = {"CERTIFICATE": "certificate", "KEY": "key", "AUTHORITY": "authority", "PEER_NAME": "peer_name"}
     environment = {f"STAFETT_TLS_{name}": str(getattr(tls, field)) for name, field in names.items()} if tls else {}
     result = CliRunner(env=environment).invoke(app, ["nodes", "--tracker", target or cluster.tracker_target])
     return Said(result.exit_code, result.output)
@@ -110,6 +110,12 @@ def test_no_part_starts_with_an_expired_certificate(cluster: TlsCluster, tmp_pat
         assert process.popen.wait(30) == 1, process.log_tail()
         assert f"{files.certificate} has expired at" in process.log_tail()
         assert "renew it, or set this host's clock" in process.log_tail()
+
+
+def test_a_list_of_addresses_needs_a_name_that_all_certificates_have(cluster: TlsCluster) -> None:
+    files, trackers = cluster.identity("command").files, f"{cluster.tracker_target},{HOST}:{free_port()}"
+    assert nodes(cluster, files, trackers).exit_code == 1
+    assert nodes(cluster, replace(files, peer_name="localhost"), trackers).exit_code == 0
 
 
 async def test_a_certificate_that_expires_in_use_is_refused_and_both_sides_say_so(

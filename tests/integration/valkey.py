@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -14,16 +13,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from stafett.cli.local_cluster.parts import find_redis_server
+from stafett.cli.local_cluster.processes import free_port
 
 READY_SECONDS = 10.0
-
-
-def free_port() -> int:
-    """Find a TCP port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class ValkeyServer:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,16 +25,19 @@ PORTS = range(20_000, 30_000)
 """Below those that Linux gives to outgoing connections: of many, one would take a port before its service does."""
 
 
-def free_port(host: str = LOOPBACK) -> int:
+_given: deque[int] = deque(maxlen=1000)
+"""Ports whose services may not listen yet: given twice, the second service would end, and the first answer for it."""
+
+
+def free_port() -> int:
     """Find a TCP port that nobody listens on now, and that no outgoing connection is given."""
     while True:
         port = random.SystemRandom().choice(PORTS)
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe,
-        ):
-            probe.bind((host, port))
-            return port
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((LOOPBACK, port))
+            if port not in _given:
+                _given.append(port)
+                return port
 
 
 def accepts_connections(port: int, host: str = LOOPBACK) -> bool:

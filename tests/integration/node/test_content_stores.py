@@ -46,7 +46,7 @@ async def read(reader: BlobReader, offset: int, length: int) -> list[bytes]:
 
 async def test_a_new_store_is_empty(host: Host) -> None:
     assert await host.store.list_blobs() == {}
-    assert await host.store.list_images() == []
+    assert not await host.store.list_images()
     await host.store.close()
 
 

@@ -10,13 +10,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from stafett.api.v1 import tracker_pb2
+from stafett.cli.local_cluster.processes import free_port
 from stafett.common.cluster import NodeState
 from stafett.common.digest import Digest
 from stafett.common.errors import StartupFailed
 from stafett.common.topology import Topology
 from stafett.tracker.app import SERVICE
 from tests.integration.tracker.cluster import LivingNode, RunningTracker, Session, eventually, living, tracker
-from tests.integration.valkey import ValkeyServer, free_port
+from tests.integration.valkey import ValkeyServer
 
 A, B = Digest.of(b"a"), Digest.of(b"b")
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import trustme
 
+from stafett.cli.local_cluster.processes import free_port
 from stafett.common.errors import Unavailable
 from stafett.common.settings import load
 from stafett.tracker.redis_link import RedisLink, RedisPlace
 from stafett.tracker.settings import TrackerSettings
 from tests.integration.tls import write_identity
-from tests.integration.valkey import ValkeyServer, free_port
+from tests.integration.valkey import ValkeyServer
 
 
 async def test_a_cancellation_is_never_swallowed(valkey: ValkeyServer) -> None:

@@ -89,8 +89,8 @@ async def test_a_tree_survives_the_replica_that_owned_it(valkey: ValkeyServer) -
                 for digest in digests:
                     assert (await ask(first, digest, "n0")).HasField("fetch")
         async with living(nodes):
-            for digest in digests:
-                assert not (await ask(second, digest, "n1")).HasField("fetch")
+            answers = await asyncio.gather(*(ask(second, digest, "n1") for digest in digests))
+            assert not any(answer.HasField("fetch") for answer in answers)
 
 
 async def test_a_claim_outlives_a_flush_and_an_absence_of_redis(valkey: ValkeyServer) -> None:

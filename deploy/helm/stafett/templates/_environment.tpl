@@ -73,7 +73,7 @@ dns:///{{ include "stafett.fullname" . }}-tracker.{{ .Release.Namespace }}.svc:{
 {{- define "stafett.tlsSecret" -}}
 {{- $root := index . 0 }}
 {{- if eq $root.Values.tls.source "secret" }}
-{{- index $root.Values.tls.secrets (index . 1) }}
+{{- required (printf "tls.secrets.%s: name the Secret with the certificate" (index . 1)) (index $root.Values.tls.secrets (index . 1)) }}
 {{- else }}
 {{- include "stafett.fullname" $root }}-{{ index . 1 }}-tls
 {{- end }}

@@ -88,12 +88,12 @@ rke2:
   value: {{ toJson . | quote }}
 {{- end }}
 {{ include "stafett.part" (list . "STAFETT_GATEWAY" .Values.gateway.settings) }}
-{{- if .Values.metrics.enabled }}
 {{- range $part, $port := dict "NODE" .Values.metrics.nodePort "GATEWAY" .Values.metrics.gatewayPort }}
-- name: STAFETT_{{ $part }}_METRICS_HOST
-  value: $(STAFETT_NODE_LISTEN_HOST)
 - name: STAFETT_{{ $part }}_METRICS_PORT
   value: {{ $port | quote }}
+{{- if $.Values.metrics.enabled }}
+- name: STAFETT_{{ $part }}_METRICS_HOST
+  value: $(STAFETT_NODE_LISTEN_HOST)
 {{- end }}
 {{- end }}
 {{- if .Values.topology.enabled }}
