@@ -16,7 +16,7 @@ from stafett.gateway.settings import GatewaySettings
 from stafett.gateway.state_metrics import StateCollector
 from stafett.node.admission import StreamSlots
 from stafett.node.health import Tally
-from stafett.node.metrics import node_registry
+from stafett.node.metrics import NodeCollector
 from stafett.node.settings import NodeSettings
 from stafett.tracker.metrics import TrackerCollector
 from stafett.tracker.settings import TrackerSettings
@@ -57,8 +57,8 @@ def _registries() -> dict[str, CollectorRegistry]:
     relay = Stub(book=Stub(streams_open=0), locator=Stub(stale_lookups=0))
     gateway.registry.register(StateCollector(Stub(connected=True), relay, Stub(claims=0), Stub(running=0)))
     return {
-        "tracker": tracker.registry(),
-        "node": node_registry(StreamSlots(1), Tally(), indexer, lambda: True),
+        "tracker": new_registry(tracker),
+        "node": new_registry(NodeCollector(StreamSlots(1), Tally(), indexer, lambda: True)),
         "gateway": gateway.registry,
     }
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 
+BASE_SECONDS = 0.1
 
-def backoff_seconds(attempt: int, *, base: float = 0.1, cap: float = 5.0, rng: random.Random) -> float:
+
+def backoff_seconds(attempt: int, *, cap: float, rng: random.Random) -> float:
     """Exponential back-off with full jitter (AWS architecture blog, "Exponential Backoff And Jitter").
 
-    `attempt` counts from 0; the result lies between `base / 2` and `cap` seconds.
+    `attempt` counts from 0; the result lies between `BASE_SECONDS / 2` and `cap` seconds.
     """
-    ceiling = min(cap, base * 2 ** min(attempt, 30))
-    return max(base / 2, rng.uniform(0, ceiling))
+    ceiling = min(cap, BASE_SECONDS * 2 ** min(attempt, 30))
+    return max(BASE_SECONDS / 2, rng.uniform(0, ceiling))

@@ -10,7 +10,6 @@ import os
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from pathlib import Path
-from types import TracebackType
 
 from stafett.common.blob_codec import CHUNK_BYTES
 from stafett.common.digest import Digest
@@ -23,15 +22,15 @@ def blob_path(root: Path, digest: Digest) -> Path:
 
 
 class BlobFile:
-    """An open blob file. Use as a context manager; reads run in `executor`, as a cold disk blocks."""
+    """An open blob file; reads run in `executor`, as a cold disk blocks."""
 
-    def __init__(self, fd: int, size_bytes: int, executor: Executor | None = None) -> None:
+    def __init__(self, fd: int, size_bytes: int, executor: Executor) -> None:
         self._fd = fd
         self.size_bytes = size_bytes
         self._executor = executor
 
     @classmethod
-    def open(cls, root: Path, digest: Digest, executor: Executor | None = None) -> BlobFile:
+    def open(cls, root: Path, digest: Digest, executor: Executor) -> BlobFile:
         """Open the blob below root.
 
         Raises:
@@ -60,14 +59,3 @@ class BlobFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> BlobFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -83,18 +83,9 @@ _LOCAL_OPTIONS = (
 _TRACKER_OPTIONS = (*_CHANNEL_OPTIONS, ("grpc.service_config", json.dumps(_TRACKER_SERVICE_CONFIG)))
 
 
-def new_server(
-    max_concurrent_rpcs: int | None = None,
-) -> tuple[grpc.aio.Server, health_aio.HealthServicer]:
-    """Make a server with the error interceptor and the standard health service, which serves nothing healthy yet.
-
-    Beyond `max_concurrent_rpcs` calls are refused with RESOURCE_EXHAUSTED.
-    """
-    server = grpc.aio.server(
-        interceptors=[*server_interceptors(), ErrorInterceptor()],
-        options=_SERVER_OPTIONS,
-        maximum_concurrent_rpcs=max_concurrent_rpcs,
-    )
+def new_server() -> tuple[grpc.aio.Server, health_aio.HealthServicer]:
+    """Make a server with the error interceptor and the standard health service, which serves nothing healthy yet."""
+    server = grpc.aio.server(interceptors=[*server_interceptors(), ErrorInterceptor()], options=_SERVER_OPTIONS)
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     return server, health

@@ -14,7 +14,6 @@ from opentelemetry import trace
 def configure_logs(service: str, level: str) -> None:
     """Set up structlog, and send what libraries log (uvicorn, grpc) the same way."""
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
         _name_service(service),
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -93,7 +93,7 @@ async def _run(
             )
             root = Path(settings.content_root) if settings.content_root else None
             disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
-            own = OwnContent(own_node, settings.node_id, settings.node_address, root, peers, disk)
+            own = OwnContent(own_node, settings.node_id, root, peers, disk)
             seats = Seats(tracker, own_node, group, metrics)
             sourcing = Sourcing(relay, seats, follow=settings.follow)
             content = Content(

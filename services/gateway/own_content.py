@@ -12,7 +12,7 @@ import structlog
 
 from stafett.common.blob_codec import Frame
 from stafett.common.blob_files import BlobFile
-from stafett.common.cluster import Address, Node
+from stafett.common.cluster import Node
 from stafett.common.digest import Digest
 from stafett.common.errors import BlobUnknown, Unavailable
 from stafett.gateway.byte_range import Span
@@ -59,13 +59,12 @@ class OwnContent:
         self,
         node: OwnNode,
         node_id: str,
-        address: Address,
         content_root: Path | None,
         reader: PeerReader,
         disk: Executor,
     ) -> None:
         self._own_node = node
-        self._node = Node(node_id, 0, address)
+        self._node = Node(node_id, 0, node.address)
         self._root = content_root
         self._reader = reader
         self._disk = disk

@@ -114,11 +114,6 @@ def attempt(candidate: Candidate, digest: Digest, size_bytes: int, offset: int, 
     return TRACER.start_span(method, kind=SpanKind.CLIENT, attributes=_stated(attributes))
 
 
-def stalled(attempt_span: Span, silent_seconds: float) -> None:
-    """Note that a holder has fallen silent."""
-    attempt_span.add_event("stafett.stall", {"stafett.silent_seconds": silent_seconds})
-
-
 def failover(attempt_span: Span, holder: str, reason: str, details: str, offset: int) -> None:
     """Note that a holder was left, at which byte; the trace is exported, sampled or not."""
     if not recording():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -35,8 +35,7 @@ class _Entry:
 class Quarantine:
     """Pairs of digest and node, each for five minutes."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._entries: OrderedDict[tuple[Digest, str], _Entry] = OrderedDict()
 
     def add(self, digest: Digest, node_ids: Iterable[str], *, proven: bool) -> None:
@@ -62,9 +61,9 @@ class Quarantine:
 
     def _guilt(self, digest: Digest, node_id: str) -> Guilt | None:
         entry = self._entries.get((digest, node_id))
-        return entry.guilt if entry is not None and entry.until > self._clock() else None
+        return entry.guilt if entry is not None and entry.until > time.monotonic() else None
 
     def _set(self, digest: Digest, node_id: str, guilt: Guilt) -> None:
-        self._entries[digest, node_id] = _Entry(guilt, self._clock() + QUARANTINE_SECONDS)
+        self._entries[digest, node_id] = _Entry(guilt, time.monotonic() + QUARANTINE_SECONDS)
         while len(self._entries) > _ENTRIES_MAX:
             self._entries.popitem(last=False)

@@ -39,11 +39,6 @@ class ContentPath:
         """ "registry/repository", what allow- and deny-lists match."""
         return f"{self.registry}/{self.repository}"
 
-    @property
-    def reference(self) -> str:
-        """Digest or tag, for messages."""
-        return str(self.digest) if self.digest else self.tag
-
 
 def parse_content_path(raw_path: bytes, query: bytes, default_registry: str) -> ContentPath:
     """Parse a path below /v2/.

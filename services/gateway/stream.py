@@ -106,7 +106,7 @@ class Stream:
             self._page.stream_succeeded()
         except TimeoutError as error:
             self._page.stream_failed(self._book.clock())
-            pull_trace.stalled(self.span, self.pace.stall_seconds)
+            self.span.add_event("stafett.stall", {"stafett.silent_seconds": self.pace.stall_seconds})
             raise Unavailable(self.candidate.node.id, STALLED) from error
         except Unavailable as error:
             if error.reason != WAITED:

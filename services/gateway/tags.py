@@ -36,11 +36,11 @@ class Tags:
             ManifestUnknown: if upstream is to be asked, or no peer knows the tag.
         """
         if not await self._peers_may_answer(path, port):
-            raise ManifestUnknown(path.reference)
+            raise ManifestUnknown(path.tag)
         try:
             return await self._tracker.resolve_tag(f"{path.image}:{path.tag}")
         except Unavailable as error:
-            raise ManifestUnknown(path.reference) from error
+            raise ManifestUnknown(path.tag) from error
 
     async def _peers_may_answer(self, path: ContentPath, port: Port) -> bool:
         if self._peers_first:

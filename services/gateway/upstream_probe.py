@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import httpx2
 
@@ -31,9 +31,8 @@ def upstream_url(registry: str, configured: Mapping[str, str]) -> str:
 class UpstreamProbe:
     """Asks upstream registries, without credentials; answers hold for a moment and are shared by all who ask."""
 
-    def __init__(self, configured: Mapping[str, str], proxy: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, configured: Mapping[str, str], proxy: str) -> None:
         self._configured = configured
-        self._clock = clock
         self._verdicts: dict[str, tuple[bool, float]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         # Certificates are not checked: the question is whether somebody answers, and nothing of the answer is used.
@@ -45,9 +44,9 @@ class UpstreamProbe:
         """Tell whether the registry answers now."""
         async with self._locks.setdefault(registry, asyncio.Lock()):
             verdict, until = self._verdicts.get(registry, (False, 0.0))
-            if self._clock() >= until:
+            if time.monotonic() >= until:
                 verdict = await self._ask(registry)
-                self._verdicts[registry] = (verdict, self._clock() + (ALIVE_SECONDS if verdict else DEAD_SECONDS))
+                self._verdicts[registry] = (verdict, time.monotonic() + (ALIVE_SECONDS if verdict else DEAD_SECONDS))
             return verdict
 
     async def close(self) -> None:

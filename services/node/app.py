@@ -15,6 +15,7 @@ from stafett.common.blob_rpc import BLOB_SERVICE, add_blob_service
 from stafett.common.cluster import Address, Registration
 from stafett.common.errors import StartupFailed
 from stafett.common.grpc_transport import bind, new_server
+from stafett.common.metrics import new_registry
 from stafett.common.metrics_endpoint import metrics_endpoint
 from stafett.common.service import run_service, version
 from stafett.node.admission import StreamSlots, Throttle
@@ -22,7 +23,7 @@ from stafett.node.containerd_store import ContainerdStore
 from stafett.node.health import HealthProbe, Tally
 from stafett.node.indexer import Indexer
 from stafett.node.layout_store import LayoutStore
-from stafett.node.metrics import node_registry
+from stafett.node.metrics import NodeCollector
 from stafett.node.ports import ContentStore
 from stafett.node.servicer import BlobServicer
 from stafett.node.session import Session, SessionThread
@@ -78,7 +79,7 @@ async def serve(settings: NodeSettings, stopping: asyncio.Event) -> None:
     spoilt, unfinished = SpoiltIngests(store), Unfinished(store, disk)
     throttle = Throttle(settings.upload_limit_bytes_per_second)
     add_blob_service(server, BlobServicer(store, indexer, spoilt, unfinished, slots, throttle, tally))
-    metrics = node_registry(slots, tally, indexer, lambda: session.registered)
+    metrics = new_registry(NodeCollector(slots, tally, indexer, lambda: session.registered))
     try:
         async with metrics_endpoint(metrics, settings.metrics_address):
             await server.start()

@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
-from stafett.common.metrics import counter, counters, gauge, new_registry
+from stafett.common.metrics import counter, counters, gauge
 from stafett.node.admission import StreamSlots
 from stafett.node.health import Tally
 from stafett.node.indexer import Indexer
 
 
-def node_registry(
-    slots: StreamSlots, tally: Tally, indexer: Indexer, registered: Callable[[], bool]
-) -> CollectorRegistry:
-    """Make the registry of one node."""
-    registry = new_registry()
-    registry.register(_NodeCollector(slots, tally, indexer, registered))
-    return registry
+@dataclass(frozen=True, eq=False)
+class NodeCollector(Collector):
+    """Reads the parts of one node."""
 
-
-class _NodeCollector(Collector):
-    def __init__(self, slots: StreamSlots, tally: Tally, indexer: Indexer, registered: Callable[[], bool]) -> None:
-        self._slots = slots
-        self._tally = tally
-        self._indexer = indexer
-        self._registered = registered
+    slots: StreamSlots
+    tally: Tally
+    indexer: Indexer
+    registered: Callable[[], bool]
 
     def collect(self) -> Iterator[Metric]:
-        slots, tally, indexer = self._slots, self._tally, self._indexer
+        """Read everything; called from the thread of a scrape."""
+        slots, tally, indexer = self.slots, self.tally, self.indexer
         unfinished = tally.sent_unfinished_bytes
         refused = {"full": slots.refused_full, "draining": slots.refused_draining}
         served = {"finished": tally.sent_bytes - unfinished, "growing": unfinished}
@@ -58,5 +53,5 @@ class _NodeCollector(Collector):
             time.monotonic() - indexer.listed_at,
         )
         yield gauge("stafett_node_store_available", "1 while the content store answers.", indexer.store_available)
-        yield gauge("stafett_node_session_open", "1 while a tracker has this node's session.", self._registered())
+        yield gauge("stafett_node_session_open", "1 while a tracker has this node's session.", self.registered())
         yield gauge("stafett_node_draining", "1 while no new streams are taken, as the node leaves.", slots.draining)

@@ -15,6 +15,7 @@ from grpc_health.v1.health import aio as health_aio
 from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
 from stafett.common.cluster import Address
 from stafett.common.grpc_transport import bind, new_server
+from stafett.common.metrics import new_registry
 from stafett.common.metrics_endpoint import metrics_endpoint
 from stafett.common.service import run_service
 from stafett.tracker.fellows import Fellows
@@ -88,7 +89,7 @@ async def serve(
         fellows.run,
         partial(housekeeping.forget_nodes, settings.forget_after_seconds),
     )
-    metrics = TrackerCollector(link, membership, housekeeping, relays, fellows, servicer).registry()
+    metrics = new_registry(TrackerCollector(link, membership, housekeeping, relays, fellows, servicer))
     try:
         async with metrics_endpoint(metrics, settings.metrics_address):
             await _run(settings, servicer, fellows, loops, stopping, listening)

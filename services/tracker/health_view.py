@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -25,12 +25,9 @@ class _Entry:
 class HealthView:
     """Vitals by node id, read when somebody asks and not twice within two seconds."""
 
-    def __init__(
-        self, store: MembershipStore, weights: Mapping[str, float], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, store: MembershipStore, weights: Mapping[str, float]) -> None:
         self._store = store
         self._weights = weights
-        self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._usual = 0.0
         self._usual_until = 0.0
@@ -38,7 +35,7 @@ class HealthView:
     async def describe(self, nodes: Iterable[Node], *, redis_up: bool) -> list[Node]:
         """Return the nodes with health and score, as they were at most two seconds ago while Redis is there."""
         wanted = list(nodes)
-        now = self._clock()
+        now = time.monotonic()
         old = [node.id for node in wanted if not self._is_fresh(node.id, now)]
         if old and redis_up:
             try:

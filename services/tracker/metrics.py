@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from stafett.common.cluster import Node, NodeState
-from stafett.common.metrics import counter, counters, gauge, gauges, new_registry
+from stafett.common.metrics import counter, counters, gauge, gauges
 from stafett.tracker.fellows import Fellows
 from stafett.tracker.housekeeping import Housekeeping
 from stafett.tracker.liveness import Event
@@ -37,12 +37,6 @@ class TrackerCollector(Collector):
     relays: Relays
     fellows: Fellows
     servicer: TrackerServicer
-
-    def registry(self) -> CollectorRegistry:
-        """Make a registry with these series."""
-        registry = new_registry()
-        registry.register(self)
-        return registry
 
     def collect(self) -> Iterator[Metric]:
         """Read everything; called from the thread of a scrape."""

@@ -66,9 +66,6 @@ class Openings:
             self._depths[node_id] = depth
             self._note(node_id)
 
-    def __bool__(self) -> bool:
-        return bool(self._loads)
-
     def in_order(self, places: Iterable[tuple[str, Topology]], last: Container[str]) -> list[str]:
         """Put hosts that ask together into the order of their placement: rack by rack, the unsteady ones at the end.
 

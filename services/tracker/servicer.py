@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+
+import grpc
 
 from stafett.api.v1 import tracker_pb2, tracker_pb2_grpc
 from stafett.common import wire
@@ -22,9 +23,6 @@ from stafett.tracker.outcomes import Outcomes
 from stafett.tracker.relay_decision import Answer, Follow
 from stafett.tracker.relays import Relays
 from stafett.tracker.session import NodeSession, SessionParts
-
-if TYPE_CHECKING:
-    import grpc
 
 REGISTER_SECONDS = 10.0
 

@@ -77,19 +77,8 @@ def _text(tree: Tree, name: str) -> str:
         return json.dumps(head)
     seat = tree.seats[name]
     place = seat.place
-    return json.dumps(
-        [
-            place.region,
-            place.zone,
-            place.rack,
-            seat.parent,
-            seat.received_bytes,
-            seat.seen_at,
-            seat.done,
-            seat.blocked,
-            seat.slow,
-        ]
-    )
+    told = (seat.parent, seat.received_bytes, seat.seen_at, seat.done, seat.blocked, seat.slow)
+    return json.dumps([place.region, place.zone, place.rack, *told])
 
 
 def _read_head(tree: Tree, head: Mapping[str, object]) -> None:

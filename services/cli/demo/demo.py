@@ -78,7 +78,7 @@ class Play:
     def all_acts(self) -> None:
         """Play all, in their order."""
         stage, everybody, last = self._stage, self._stage.hosts, self._stage.hosts[-1]
-        self._act("four hosts pull without Stafett, all at once", everybody, plain=True)
+        self._pull(self._begin("four hosts pull without Stafett, all at once"), everybody, plain=True)
         plain_bytes = stage.upstream_bytes()
 
         act = self._begin("the same with Stafett")
@@ -106,9 +106,6 @@ class Play:
         stage.flush()
         self._pull(act, [last])
         self._story.upstream_bytes += stage.upstream_bytes()
-
-    def _act(self, title: str, hosts: Sequence[Host], *, plain: bool = False) -> None:
-        self._pull(self._begin(title), hosts, plain=plain)
 
     def _begin(self, title: str) -> Act:
         self._story.acts.append(act := Act(title))

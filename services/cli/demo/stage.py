@@ -86,11 +86,6 @@ class Stage:
         if self._upstream is not None:
             self._upstream.stop()
 
-    def add_hosts(self) -> None:
-        """Make the hosts: a store each, and nothing of Stafett."""
-        for name, zone in HOSTS:
-            self.cluster.add_host(name, zone=zone, containerd=self.use_containerd)
-
     def install(self) -> None:
         """Start Redis, two trackers, and a node and a gateway on each host, side by side."""
         self.cluster.start_redis()
@@ -174,5 +169,6 @@ def set_stage(*, use_containerd: bool, quick: bool) -> Iterator[Stage]:
     with LocalCluster() as cluster:
         stage = Stage(cluster, use_containerd, quick)
         stage.start_upstream()
-        stage.add_hosts()
+        for name, zone in HOSTS:
+            cluster.add_host(name, zone=zone, containerd=use_containerd)
         yield stage

@@ -21,11 +21,11 @@ def topology(
 ) -> None:
     """Write region, zone and rack of a host, by its node's labels, as settings for its node and gateway."""
     from stafett.cli.kubernetes.api import ApiFailed, own_cluster
-    from stafett.cli.kubernetes.topology import TopologyLabels, write_topology
+    from stafett.cli.kubernetes.topology import write_topology
 
     try:
         with own_cluster() as api:
-            found = write_topology(api, node, TopologyLabels(region_label, zone_label, rack_label), to)
+            found = write_topology(api, node, (region_label, zone_label, rack_label), to)
     except (ApiFailed, OSError) as error:
         typer.echo(error, err=True)
         raise typer.Exit(1) from error

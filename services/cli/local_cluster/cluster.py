@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 from stafett.cli.local_cluster.containerd import Containerd
 from stafett.cli.local_cluster.parts import is_serving, start_redis, start_service
@@ -185,9 +184,7 @@ class LocalCluster:
         )
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.processes.__exit__()
         for host in self.hosts:
             if host.containerd:

@@ -71,12 +71,12 @@ def start_service(
     )
 
 
-def is_serving(port: int, service: str = "", *, address: str = LOOPBACK) -> bool:
+def is_serving(port: int, *, address: str = LOOPBACK) -> bool:
     """Ask the standard gRPC health service."""
     with grpc.insecure_channel(f"{address}:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=1.0)  # type: ignore[attr-defined]
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)  # type: ignore[attr-defined]
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -61,9 +61,8 @@ class Place:
         """What is put before a command so that it runs there."""
         return ("nsenter", f"--net=/run/netns/{self.namespace}") if self.namespace else ()
 
-    def listens(self, port: int, address: str = "") -> bool:
+    def listens(self, port: int, address: str) -> bool:
         """Tell whether somebody listens on a port of this place, as seen from inside."""
-        address = address or self.address
         if not self.namespace:
             return accepts_connections(port, address)
         attempt = f"exec 3<>/dev/tcp/{address}/{port}"

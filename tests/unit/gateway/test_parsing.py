@@ -31,7 +31,7 @@ D = str(Digest.of(b"x"))
 )
 def test_good_paths(path: str, query: str, registry: str, repository: str, reference: str) -> None:
     parsed = parse_content_path(path.encode(), query.encode(), "docker.io")
-    assert (parsed.registry, parsed.repository, parsed.reference) == (registry, repository, reference)
+    assert (parsed.registry, parsed.repository, str(parsed.digest or parsed.tag)) == (registry, repository, reference)
     assert parsed.kind is (Kind.BLOBS if "/blobs/sha" in path else Kind.MANIFESTS)
 
 
