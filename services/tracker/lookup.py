@@ -154,22 +154,22 @@ class Lookup:
         replies = await self._holdings.locate(digests, question.place, most)
         await self._doubt(
             any(
-                self._entries.get(digest, ()) and not entries
-                for digest, (entries, _) in zip(digests, replies, strict=True)
+                not more and len(entries) < len(self._entries.get(digest, ()))
+                for digest, (entries, more) in zip(digests, replies, strict=True)
             )
         )
         found: dict[Digest, tuple[Sequence[Entry], bool]] = {}
         for digest, (entries, more) in zip(digests, replies, strict=True):
-            if not entries and self._membership.refilling:
-                found[digest] = (self._entries.get(digest, ()), False)
-                continue
+            if self._membership.refilling:
+                again = {entry.node_id for entry in entries}
+                entries += [entry for entry in self._entries.get(digest, ()) if entry.node_id not in again]
             self._entries.remember(digest, entries)
             found[digest] = (entries, more)
         await self._drop_void(found)
         return found
 
     async def _doubt(self, vanished: bool) -> None:
-        """Where all that was known has vanished, see first whether Redis has lost its data: then memory answers."""
+        """Where something that was known has vanished, see first whether Redis has lost its data: then memory helps."""
         if vanished and not self._membership.refilling:
             await self._membership.look_now()
 

@@ -81,6 +81,35 @@ async def test_holders_are_still_named_while_a_flushed_redis_refills(valkey: Val
         watch.cancel()
 
 
+async def test_while_a_flushed_redis_refills_who_has_not_come_back_yet_is_named_beside_who_has(
+    valkey: ValkeyServer,
+) -> None:
+    async with tracker(valkey.url, lease_ttl_seconds=10) as running:
+        await running.ready()
+        early, late = Session(running, "early"), Session(running, "late")
+        for session in (early, late):
+            await session.register()
+            await session.announce(A, reset=True)
+
+        async def named() -> set[str]:
+            return set(await running.holder_ids(A))
+
+        async def both() -> bool:
+            return await named() == {"early", "late"}
+
+        await eventually(both)
+        await valkey.flush()
+        early.cut()
+        again = Session(running, "early", incarnation=early.incarnation)
+        await again.register()
+        await again.announce(A, reset=True)
+        for _ in range(20):
+            assert await named() == {"early", "late"}, "who asks may have reason not to trust the first"
+            await asyncio.sleep(0.05)
+        for session in (again, late):
+            session.cut()
+
+
 async def test_a_restarted_tracker_knows_everything_at_once(valkey: ValkeyServer) -> None:
     async with tracker(valkey.url) as first:
         await first.ready()
