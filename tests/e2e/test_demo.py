@@ -109,7 +109,7 @@ def told(lines: list[str], words: str) -> str:
 @pytest.mark.timeout(240)
 def test_the_demo_plays_in_full_and_what_it_says_to_try_works(tmp_path: Path, short_path: Path) -> None:
     with kept_demo(tmp_path, short_path, "--store", "oci-layout") as (story, lines):
-        check_story(story)
+        check_story(story, slack=0.4)  # one of its layers fetched twice at most
         check_summary(lines, story)
         assert story["together_seconds"] < story["plain_seconds"]
         for number in "①②③④⑤":
